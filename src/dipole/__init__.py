@@ -1,0 +1,1 @@
+"""Dipole: preference optimization for language models. Collect, audit, train, evaluate, iterate."""

@@ -1,0 +1,1 @@
+"""What came out: statistics with intervals, plots, and the report of a run."""

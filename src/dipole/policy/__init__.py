@@ -1,0 +1,1 @@
+"""The language model: loading it, adapting it, its log-probabilities, its samples."""

@@ -1,0 +1,1 @@
+"""The loop: from relations and log-probabilities to optimizer steps and checkpoints."""
