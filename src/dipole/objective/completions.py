@@ -25,7 +25,7 @@ class Completions:
         logps: (C,) log π(y|x) in nats, *summed* over the completion's tokens, the prompt excluded.
         ref_logps: (C,) the same under the reference.
         lengths: (C,) tokens that entered the sum.
-        extras: further facts by name, first dimension C; ``INPUTS`` in ``dipole.objective.table`` says what each is.
+        extras: further facts by name, first dimension C; ``INPUTS`` in ``dipole.objective.row`` says what each is.
     """
 
     logps: Tensor
@@ -35,7 +35,7 @@ class Completions:
 
     @property
     def logratio(self) -> Tensor:
-        """Log π(y|x) − log π_ref(y|x)."""
+        """The log-ratio log π(y|x) − log π_ref(y|x), in nats."""
         if self.ref_logps is None:
             raise ConfigError("the loss needs log-probabilities of the reference, and there are none")
         return self.logps - self.ref_logps
@@ -49,12 +49,12 @@ class Completions:
 
     @property
     def mean_logps(self) -> Tensor:
-        """Log π(y|x) / |y|."""
+        """The average over tokens, log π(y|x) / |y|."""
         return self.logps / self.num_tokens
 
     @property
     def mean_logratio(self) -> Tensor:
-        """Log-ratio / |y|."""
+        """The average over tokens of the log-ratio."""
         return self.logratio / self.num_tokens
 
     def __getitem__(self, name: str) -> Tensor:
@@ -62,6 +62,13 @@ class Completions:
         if name not in self.extras:
             raise ConfigError(f"the loss needs '{name}' of every completion, and it was not given")
         return self.extras[name]
+
+    def tokens(self, name: str) -> tuple[Tensor, Tensor]:
+        """The extra of that name, (…, L) one a token, and a mask that is true where there is a token."""
+        values = self[name]
+        if self.lengths is None:
+            raise ConfigError("the loss needs the lengths of the completions, and there are none")
+        return values, torch.arange(values.shape[-1], device=values.device) < self.lengths[..., None]
 
     def take(self, index: Tensor) -> Completions:
         """The completions at ``index``, of whatever shape. A completion taken twice gets the sum of both gradients."""

@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 from dipole.errors import ConfigError, nearest
-from dipole.objective import losses
-from dipole.objective.row import HyperParameter, Loss, Reward
+from dipole.objective.row import Loss
+from dipole.objective.rows_anchored import ROWS as ANCHORED
+from dipole.objective.rows_free import ROWS as FREE
+from dipole.objective.rows_margin import ROWS as MARGIN
 
-BETA = HyperParameter("beta", 0.1, "strength of the tie to the reference")
-LOGRATIO = Reward("β · logratio", lambda completions, settings: settings["beta"] * completions.logratio)
-MEAN_LOGPS = Reward("β · log π(y|x) / |y|", lambda completions, settings: settings["beta"] * completions.mean_logps)
+LOSSES: dict[str, Loss] = {row.name: row for row in (*MARGIN, *ANCHORED, *FREE)}
 
-_ROWS = (
-    Loss(name="dpo", formula=losses.dpo, hyper=(BETA,), reward=LOGRATIO, when="first choice", aliases=("sigmoid",)),
-    Loss(
-        name="cdpo",
-        formula=losses.cdpo,
-        hyper=(BETA, HyperParameter("label_smoothing", 0.1, "assumed rate of flipped labels", high=0.5)),
-        reward=LOGRATIO,
-        when="labels are flipped at a known rate",
-    ),
-    Loss(name="ipo", formula=losses.ipo, hyper=(BETA,), reward=LOGRATIO, when="nearly deterministic preferences"),
-    Loss(
-        name="simpo",
-        formula=losses.simpo,
-        hyper=(
-            HyperParameter("beta", 2.0, "scale of the length-averaged log-probability"),
-            HyperParameter("gamma_beta_ratio", 0.5, "margin γ divided by β", low_open=False),
-        ),
-        reward=MEAN_LOGPS,
-        needs_reference=False,
-        needs_lengths=True,
-        tokens="mean",
-        when="no memory for a reference",
-    ),
-)
-
-LOSSES: dict[str, Loss] = {row.name: row for row in _ROWS}
+AMBIGUOUS = {
+    "rpo": "rpo_pang, rpo_liu and the three rpo_nvidia_* are all called RPO.",
+    "apo": "Choose apo_zero or apo_down.",
+    "sppo": "Choose sppo_hard or sppo_soft.",
+    "fdpo": "Choose fdpo_forward_kl, fdpo_jsd or fdpo_alpha; reverse KL is dpo.",
+    "f_dpo": "Choose fdpo_forward_kl, fdpo_jsd or fdpo_alpha; reverse KL is dpo.",
+    "tdpo": "Choose tdpo1 or tdpo2.",
+    "aot_pair": "TRL up to 0.27 meant aot_unpaired by it; aot is the paired one.",
+    "kto_pair": "It estimated z₀ from the other half of the batch and is gone; choose kto.",
+}
+"""Names that several losses go by, and what to choose from."""
 
 
 def resolve(name: str) -> Loss:
-    """The row of a loss, by its name here or another library's.
+    """The row of a loss, by its name here or another library's; ``.name`` is the canonical one.
 
     Raises:
-        ConfigError: nothing is called that.
+        ConfigError: nothing is called that, or several losses are.
     """
     spelling = name.strip().lower().replace("-", "_")
-    if spelling in LOSSES:
-        return LOSSES[spelling]
+    if spelling in AMBIGUOUS:
+        raise ConfigError(f"'{name}' is the name of several losses", where="loss", remedy=AMBIGUOUS[spelling])
     for row in LOSSES.values():
-        if spelling in row.aliases:
+        if spelling == row.name or spelling in row.aliases:
             return row
-    raise ConfigError(f"there is no loss '{name}'", where="loss", remedy=nearest(spelling, LOSSES))
+    known = [spelling for row in LOSSES.values() for spelling in (row.name, *row.aliases)]
+    raise ConfigError(f"there is no loss '{name}'", where="loss", remedy=nearest(spelling, known))

@@ -1,0 +1,101 @@
+"""What is worth logging besides the loss: pure functions that give one value a relation, detached.
+
+The loop averages them with the weights of the relations, as it does with losses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipole.objective.completions import Completions, PairIndex
+from dipole.objective.losses import delta, wpo_weight
+from dipole.objective.numerics import log_odds
+
+
+@torch.no_grad()
+def pair_metrics(completions: Completions, rewards: Tensor, pairs: PairIndex) -> dict[str, Tensor]:
+    """The usual curves of a pairwise loss, (R,) each.
+
+    Chosen is the completion that the label makes more likely to be preferred, ``i`` when p = ½. Accuracy is strict: a
+    tie counts 0 and is counted apart, so before the first step accuracy is 0 and ``rewards/ties`` 1.
+    ``logps/displacement`` is how far the chosen completion's log-probability has moved from the reference's. When it
+    falls while margins grow, likelihood goes to something that is neither chosen nor rejected.
+
+    Args:
+        completions: C of them; displacement and averages appear when reference and lengths are there.
+        rewards: (C,) from ``Outcome``.
+        pairs: R of them.
+    """
+    chosen_index, rejected_index = pairs.i, pairs.j
+    if pairs.prob is not None:
+        swap = pairs.prob < 0.5
+        chosen_index = torch.where(swap, pairs.j, pairs.i)
+        rejected_index = torch.where(swap, pairs.i, pairs.j)
+    completions = completions.upcast()
+    margins = rewards[chosen_index] - rewards[rejected_index]
+    metrics = {
+        "rewards/chosen": rewards[chosen_index],
+        "rewards/rejected": rewards[rejected_index],
+        "rewards/margins": margins,
+        "rewards/accuracies": (margins > 0).to(margins.dtype),
+        "rewards/ties": (margins == 0).to(margins.dtype),
+        "logps/chosen": completions.logps[chosen_index],
+        "logps/rejected": completions.logps[rejected_index],
+    }
+    if completions.ref_logps is not None:
+        metrics["logps/displacement"] = completions.logratio[chosen_index]
+    if completions.lengths is not None:
+        metrics["logps/chosen_mean"] = completions.mean_logps[chosen_index]
+        metrics["logps/rejected_mean"] = completions.mean_logps[rejected_index]
+    return {name: values.detach() for name, values in metrics.items()}
+
+
+def watch_target_distance(chosen: Completions, rejected: Completions, *, beta: float) -> dict[str, Tensor]:
+    """IPO: nats still missing to the target margin, negative; overshoot is positive."""
+    return {"ipo/target_distance": delta(chosen, rejected) - 1 / (2 * beta)}
+
+
+def watch_mean_target_distance(chosen: Completions, rejected: Completions, *, beta: float) -> dict[str, Tensor]:
+    """Averaged IPO: nats a token still missing to the target margin."""
+    return {"ipo/target_distance": chosen.mean_logratio - rejected.mean_logratio - 1 / (2 * beta)}
+
+
+def watch_implied_prob(chosen: Completions, rejected: Completions, *, beta: float, **_: Any) -> dict[str, Tensor]:
+    """Of cDPO and robust DPO: σ(β h), to be compared with 1 − ε."""
+    return {"implied_prob": torch.sigmoid(beta * delta(chosen, rejected))}
+
+
+def watch_odds(chosen: Completions, rejected: Completions, *, odds_weight: float) -> dict[str, Tensor]:
+    """ORPO: its two terms, the likelihood and the log of the odds ratio."""
+    log_odds_ratio = log_odds(chosen.mean_logps) - log_odds(rejected.mean_logps)
+    return {"orpo/nll": -chosen.mean_logps, "orpo/log_odds_ratio": log_odds_ratio}
+
+
+def watch_seq_kl(chosen: Completions, rejected: Completions, **_: Any) -> dict[str, Tensor]:
+    """TDPO: the two forward KL sums."""
+    return {"tdpo/kl_chosen": chosen["seq_kl"], "tdpo/kl_rejected": rejected["seq_kl"]}
+
+
+def watch_weight(chosen: Completions, rejected: Completions, *, beta: float, clamp_weight: bool) -> dict[str, Tensor]:
+    """WPO: the weight, and where it is above 1 before the clamp."""
+    raw = wpo_weight(chosen, rejected, clamp_weight=False)
+    return {
+        "wpo/weight": wpo_weight(chosen, rejected, clamp_weight),
+        "wpo/above_one": (raw > 1).to(raw.dtype),
+    }
+
+
+def watch_safety(chosen: Completions, rejected: Completions, **_: Any) -> dict[str, Tensor]:
+    """SafeDPO: pairs that were swapped because the chosen one is unsafe, and dropped because both are."""
+    unsafe_w, unsafe_l, dtype = chosen["unsafe"].bool(), rejected["unsafe"].bool(), chosen.logps.dtype
+    swapped, dropped = unsafe_w & ~unsafe_l, unsafe_w & unsafe_l
+    return {"safedpo/swapped": swapped.to(dtype), "safedpo/dropped": dropped.to(dtype)}
+
+
+def watch_queries(chosen: Completions, rejected: Completions, *, beta: float, gamma: float) -> dict[str, Tensor]:
+    """Active DPO: pairs whose label had to be asked for, and pairs whose label the policy overruled."""
+    z = beta * delta(chosen, rejected)
+    return {"adpo/queried": (z.abs() <= gamma).to(z.dtype), "adpo/flipped": (z < -gamma).to(z.dtype)}
