@@ -48,7 +48,8 @@ def check_completions(completions: Completions) -> None:
     for name, tensor in named.items():
         if tensor is None:
             continue
-        if tensor.shape[:1] != logps.shape or (tensor.dim() > 1 and INPUTS[name].shape == "(C,)"):
+        dimensions = 2 if name in INPUTS and INPUTS[name].shape != "(C,)" else 1
+        if tensor.shape[:1] != logps.shape or tensor.dim() != dimensions:
             problem = f"{name} has shape {tuple(tensor.shape)}, but there are {logps.numel()} completions"
             raise ConfigError(problem, where="completions")
         if name.endswith("logps") and not tensor.is_floating_point():

@@ -42,10 +42,13 @@ class Completions:
 
     @property
     def num_tokens(self) -> Tensor:
-        """Tokens of each completion, at least 1, so that an empty completion has average 0 and not 0/0."""
+        """Tokens of each completion, at least 1, so that an empty completion has average 0 and not 0/0.
+
+        In the dtype of ``logps``: an integer times a Python float would be float32 whatever that is.
+        """
         if self.lengths is None:
             raise ConfigError("the loss needs the lengths of the completions, and there are none")
-        return self.lengths.clamp(min=1)
+        return self.lengths.clamp(min=1).to(self.logps.dtype)
 
     @property
     def mean_logps(self) -> Tensor:
