@@ -29,7 +29,7 @@ class DipoleError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.problem}" if self.where else self.problem
-        return f"{head}. {self.remedy}" if self.remedy else head
+        return f"{head.rstrip('.')}. {self.remedy.rstrip('.')}." if self.remedy else head
 
 
 class ConfigError(DipoleError, ValueError):
@@ -63,7 +63,9 @@ class Stopped(DipoleError):
         signal_number: 2 for SIGINT (exit status 130), 15 for SIGTERM (143).
     """
 
-    def __init__(self, problem: str, *, signal_number: int, where: str | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self, problem: str, *, signal_number: int, where: str | None = None, remedy: str | None = None
+    ) -> None:
         super().__init__(problem, where=where, remedy=remedy)
         self.exit_status = 128 + signal_number
 

@@ -1,0 +1,185 @@
+"""Every option of training, as frozen dataclasses: the command line, YAML files and Python calls are made from these.
+
+The docstring under a field is its help text. No torch here, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from dipole.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """The loss and its hyper-parameters. One that the chosen loss doesn't take is an error; ``None`` is its default."""
+
+    name: str = "dpo"
+    """Name of the loss, as in ``dipole.LOSSES``."""
+    beta: float | None = None
+    """Strength of the tie to the reference; higher stays closer. 0.1 to 0.5 is known to work for DPO."""
+    label_smoothing: float | None = None
+    """cDPO: the assumed share of flipped labels."""
+    gamma_beta_ratio: float | None = None
+    """SimPO: the margin γ divided by β."""
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those that were given."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingConfig:
+    """How judgments become the relations that the loss consumes."""
+
+    policy: Literal["all_pairs", "best_worst", "adjacent", "margin"] = "all_pairs"
+    """Which pairs of a group's completions are compared."""
+    min_margin: float = 0.0
+    """Policy ``margin``: the smallest difference of scores that makes a pair."""
+    min_agreement: float = 0.5
+    """Pairs on which a smaller share of the judgments agrees are dropped."""
+    soft: bool = True
+    """Keep probabilities as soft labels; otherwise the majority decides, and ties are dropped."""
+    weighting: Literal["pair", "prompt"] = "pair"
+    """Every pair counts the same, or every prompt does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeftConfig:
+    """Which adapter is trained instead of the whole model."""
+
+    method: Literal["none", "lora"] = "none"
+    """``none`` trains all weights; ``lora`` trains low-rank updates."""
+    rank: int = 16
+    """LoRA: the rank."""
+    alpha: int | None = None
+    """LoRA: the scale of the update is alpha/rank. Twice the rank by default."""
+    targets: str = "all-linear"
+    """LoRA: ``all-linear``, or names of modules with commas between."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, rank=self.rank, alpha=self.alpha, prefix="peft.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    model: str
+    """A local folder or a hub id of a causal language model."""
+    data: str
+    """A file of preferences in any dialect, a folder of such files, or a hub dataset."""
+    output: str
+    """The run folder to write."""
+    eval_data: str | None = None
+    """Held-out preferences. Without it, groups of ``data`` whose split is eval, validation or test are held out."""
+    allow_shared_prompts: bool = False
+    """Training and held-out data may share prompts (never a prompt with its completion), as where there is only one."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The loss."""
+    pairing: PairingConfig = field(default_factory=PairingConfig)
+    """From judgments to relations."""
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    """The adapter."""
+    reference: Literal["auto", "adapter_off", "copy", "none"] = "auto"
+    """Where the reference comes from: the policy without its adapter, a frozen copy, or nowhere."""
+    learning_rate: float | None = None
+    """Peak learning rate; 1e-6 for all weights, 1e-4 for LoRA, which needs more."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_ratio: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """Of AdamW, on matrices only."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    global_batch_size: int = 32
+    """Groups an optimizer step, over all processes. 32 to 128 is known to work."""
+    max_tokens_per_microbatch: int = 4096
+    """Packed tokens a forward pass. Changes memory and speed, never the gradient."""
+    max_length: int | None = None
+    """Most tokens of a prompt with one completion; 1024 by default, or what the model takes if that is less."""
+    prompt_format: Literal["as_is", "chat"] = "as_is"
+    """``chat`` wraps plain-text prompts and completions in the model's chat template."""
+    num_epochs: int = 1
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Stop after so many optimizer steps, if that is sooner."""
+    seed: int = 0
+    """Of the data's order, the adapter's first weights, and the samples."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto`` is bfloat16 mixed precision on a GPU that has it, float32 elsewhere."""
+    log_every: int = 1
+    """Steps between two lines of metrics.jsonl."""
+    eval_every: int | None = None
+    """Steps between evaluations on the held-out data; there is always one before and one after training."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Go on from the newest valid checkpoint of the run folder, or start when there is none."""
+    num_samples: int = 8
+    """Completions sampled before and after training, for the report and its estimate of the KL; 0 for none."""
+    sample_every: int | None = None
+    """Also sample every so many steps."""
+    sample_tokens: int = 128
+    """Most tokens of a sample."""
+
+    def __post_init__(self) -> None:
+        _at_least(
+            1,
+            global_batch_size=self.global_batch_size,
+            max_tokens_per_microbatch=self.max_tokens_per_microbatch,
+            max_length=self.max_length,
+            num_epochs=self.num_epochs,
+            max_steps=self.max_steps,
+            log_every=self.log_every,
+            eval_every=self.eval_every,
+            checkpoint_every=self.checkpoint_every,
+            sample_every=self.sample_every,
+            sample_tokens=self.sample_tokens,
+        )
+        _at_least(0, seed=self.seed, num_samples=self.num_samples, max_grad_norm=self.max_grad_norm)
+        _at_least(0, weight_decay=self.weight_decay, learning_rate=self.learning_rate)
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ConfigError(f"a share lies between 0 and 1, not {self.warmup_ratio}", where="--warmup_ratio")
+        if self.sample_every is not None and not self.num_samples:
+            raise ConfigError("sampling every few steps needs --num_samples above 0", where="--sample_every")
+
+
+def _at_least(minimum: float, *, prefix: str = "", **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= minimum:
+            raise ConfigError(f"has to be at least {minimum:g}, not {value:g}", where=f"--{prefix}{name}")
+
+
+def train_config(*, loss: str | LossConfig = "dpo", peft: str | PeftConfig = "none", **options: Any) -> TrainConfig:
+    """A ``TrainConfig`` from flat keywords, as Python calls write it: ``loss="dpo", beta=0.1, peft="lora", rank=8``.
+
+    Keywords that are fields of ``LossConfig``, ``PairingConfig`` or ``PeftConfig`` go there, others to ``TrainConfig``.
+
+    Raises:
+        ConfigError: a keyword is unknown, or goes to a part that is already given as an object.
+    """
+    parts: dict[str, dict[str, Any]] = {"loss": {}, "peft": {}, "pairing": {}}
+    kinds = {"loss": LossConfig, "peft": PeftConfig, "pairing": PairingConfig}
+    whole = {item.name for item in fields(TrainConfig)}
+    owner = {item.name: part for part, kind in kinds.items() for item in fields(kind) if item.name not in whole}
+    rest: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in whole:
+            rest[name] = value
+        elif name in owner:
+            parts[owner[name]][name] = value
+        else:
+            raise ConfigError(f"there is no option '{name}'", remedy=nearest(name, whole | set(owner)))
+    given = {"loss": loss, "peft": peft, "pairing": rest.pop("pairing", PairingConfig())}
+    for part, value in given.items():
+        if isinstance(value, str):
+            rest[part] = kinds[part](**{"name" if part == "loss" else "method": value}, **parts[part])
+        elif parts[part] and part != "pairing":
+            raise ConfigError(f"'{next(iter(parts[part]))}' is given beside {part}, which is already an object")
+        else:
+            rest[part] = kinds[part](**parts[part]) if parts[part] else value
+    return TrainConfig(**rest)

@@ -1,0 +1,336 @@
+"""From text to token ids: the one owner of chat templates, truncation, and the boundary between prompt and completion.
+
+A group is tokenized *jointly*: the prompt alone, and the prompt with each completion. What they have in common, token
+by token, is the prompt; the rest of each is its completion. So a tokenizer that merges across the boundary, or a
+template that renders a prompt differently once an answer follows, can't put a completion's tokens on the prompt's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from typing import Any, Literal, Protocol
+
+from dipole.data.reduce import LabeledGroup, ListRelation, PairRelation, Relation, UnaryRelation
+from dipole.errors import ConfigError, DataError
+from dipole.group import Message, Text
+
+PromptFormat = Literal["as_is", "chat"]
+
+CHUNK = 256  # groups whose texts go to the tokenizer in one call
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer; those of ``transformers`` have it."""
+
+    eos_token_id: int | None
+    chat_template: Any
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool = True) -> Any:
+        """Token ids of each text, under the key ``input_ids``."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """The conversation as one string (``tokenize=False``)."""
+
+    def decode(self, token_ids: Any, **options: Any) -> Any:
+        """The text of the ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedGroup:
+    """A group as the model reads it.
+
+    Args:
+        id: the group's.
+        prompt_ids: tokens that all completions share; at least one.
+        completion_ids: the tokens of each completion, its end-of-sequence token included; at least one each.
+        relations: what the loss consumes; indices refer to ``completion_ids``.
+        scores: a score of each completion, where the data has them.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[tuple[int, ...], ...]
+    relations: tuple[Relation, ...]
+    scores: tuple[float, ...] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and completions together."""
+        return len(self.prompt_ids) + sum(map(len, self.completion_ids))
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenCounts:
+    """What tokenizing did to the data. Whatever was cut or dropped is counted here and nowhere silently."""
+
+    groups: int = 0
+    kept_groups: int = 0
+    prompts_too_long: int = 0
+    messages_dropped: int = 0
+    completions_cut: int = 0
+    tokens_cut: int = 0
+    completions_lost: int = 0
+    relations_lost: int = 0
+    boundaries_moved: int = 0
+
+    def sentences(self) -> list[str]:
+        """What a person should know of it, in words; empty when nothing happened."""
+        said = {
+            "prompts_too_long": "prompts leave no room for an answer within max_length; their groups were dropped",
+            "messages_dropped": "early messages were dropped to fit max_length",
+            "completions_cut": f"completions were cut at max_length ({self.tokens_cut} tokens)",
+            "completions_lost": "completions were lost",
+            "relations_lost": "comparisons were lost because a side is missing or both sides are equal after the cut",
+            "boundaries_moved": "prompts end in a token that merges with the answer, which begins a token earlier",
+        }
+        counts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return [f"{counts[name]} {words}" for name, words in said.items() if counts[name]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeOptions:
+    """How text becomes tokens.
+
+    Args:
+        max_length: most tokens of a prompt with one completion. Whole early turns of a chat go first, then the end of
+            the completion; a plain-text prompt is never cut.
+        prompt_format: ``"as_is"`` leaves plain text plain and renders messages; ``"chat"`` makes a plain prompt a
+            user's message and a plain completion the assistant's.
+    """
+
+    max_length: int = 1024
+    prompt_format: PromptFormat = "as_is"
+
+
+@dataclass(slots=True)
+class _Texts:
+    """The strings of one group: the prompt's, and the prompt with each completion."""
+
+    prompt: str
+    full: list[str]
+    templated: bool
+    ids: list[list[int]] = field(default_factory=list)
+
+
+def tokenize_groups(
+    groups: Iterable[LabeledGroup], tokenizer: Tokenizer, options: TokenizeOptions
+) -> tuple[list[TokenizedGroup], TokenCounts]:
+    """Tokenizes all groups and drops what can't be trained on, counting it.
+
+    Raises:
+        ConfigError: there are messages, but the tokenizer has no chat template.
+        DataError: nothing is left.
+    """
+    counts = TokenCounts()
+    tokenized = [kept for group in _encoded(groups, tokenizer, options, counts) if (kept := group) is not None]
+    counts.kept_groups = len(tokenized)
+    if not tokenized:
+        raise DataError(
+            f"none of the {counts.groups} groups can be trained on: {'; '.join(counts.sentences())}",
+            remedy=f"Raise --max_length (now {options.max_length}) or shorten the prompts",
+        )
+    return tokenized, counts
+
+
+def prompt_token_ids(prompts: Sequence[Text], tokenizer: Tokenizer, prompt_format: PromptFormat) -> list[list[int]]:
+    """Token ids of prompts alone, as training sees them: where a sample starts."""
+    ids = []
+    for prompt in prompts:
+        texts = _texts(prompt, [], tokenizer, prompt_format)
+        ids.append(_token_ids([texts.prompt], tokenizer, special=not texts.templated)[0])
+    return ids
+
+
+def _encoded(
+    groups: Iterable[LabeledGroup], tokenizer: Tokenizer, options: TokenizeOptions, counts: TokenCounts
+) -> Iterator[TokenizedGroup | None]:
+    stream = iter(groups)
+    while chunk := list(islice(stream, CHUNK)):
+        for labeled, texts in zip(chunk, _tokenized_texts(chunk, tokenizer, options), strict=True):
+            counts.groups += 1
+            yield _assemble(labeled, texts, tokenizer, options, counts)
+
+
+def _tokenized_texts(chunk: list[LabeledGroup], tokenizer: Tokenizer, options: TokenizeOptions) -> list[_Texts]:
+    """Renders a chunk and tokenizes all its strings in one or two calls: fast tokenizers work in parallel."""
+    rendered = [
+        _texts(
+            labeled.group.prompt,
+            [completion.text for completion in labeled.group.completions],
+            tokenizer,
+            options.prompt_format,
+        )
+        for labeled in chunk
+    ]
+    for templated in (False, True):
+        part = [texts for texts in rendered if texts.templated is templated]
+        strings = [string for texts in part for string in (texts.prompt, *texts.full)]
+        # A template writes the special tokens itself; adding them again would double the first one.
+        ids = iter(_token_ids(strings, tokenizer, special=not templated))
+        for texts in part:
+            texts.ids = [next(ids) for _ in range(1 + len(texts.full))]
+    return rendered
+
+
+def _token_ids(strings: list[str], tokenizer: Tokenizer, *, special: bool) -> list[list[int]]:
+    if not strings:
+        return []
+    ids: list[list[int]] = tokenizer(strings, add_special_tokens=special)["input_ids"]
+    if special and tokenizer.eos_token_id is not None:
+        # Some tokenizers end every text with EOS; it is ours to place, and a prompt must not end with it.
+        return [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in ids]
+    return ids
+
+
+def _texts(prompt: Text, completions: list[Text], tokenizer: Tokenizer, prompt_format: PromptFormat) -> _Texts:
+    """Plain text stays plain only when prompt and completions all are, and nothing else was asked for."""
+    is_plain = isinstance(prompt, str) and all(isinstance(completion, str) for completion in completions)
+    if is_plain and prompt_format == "as_is":
+        assert isinstance(prompt, str)
+        return _Texts(prompt, [prompt + str(completion) for completion in completions], templated=False)
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "the data holds chat messages, but the tokenizer has no chat template",
+            remedy="Use a model whose tokenizer has one, or give plain-text prompts and completions",
+        )
+    messages = _messages(prompt, "user")
+    try:
+        return _Texts(
+            _render(messages, tokenizer, generation_prompt=True),
+            [_render((*messages, *_messages(completion, "assistant")), tokenizer) for completion in completions],
+            templated=True,
+        )
+    except (
+        Exception
+    ) as fault:  # a template is a program of the model's author: whatever it raises is about the messages
+        raise DataError(
+            f"the chat template refuses these messages: {fault}",
+            where=f"prompt beginning with {str(messages[:1])[:80]}",
+            remedy="Check the roles and their order",
+        ) from fault
+
+
+def _messages(text: Text, role: str) -> tuple[Message, ...]:
+    return ({"role": role, "content": text},) if isinstance(text, str) else text
+
+
+def _render(messages: Sequence[Message], tokenizer: Tokenizer, *, generation_prompt: bool = False) -> str:
+    rendered: str = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=generation_prompt
+    )
+    return rendered
+
+
+def _assemble(
+    labeled: LabeledGroup, texts: _Texts, tokenizer: Tokenizer, options: TokenizeOptions, counts: TokenCounts
+) -> TokenizedGroup | None:
+    """Finds the boundary, ends the completions and cuts to ``max_length``; ``None`` if nothing is left."""
+    prompt_ids, full_ids = texts.ids[0], texts.ids[1:]
+    boundary = min((_common_prefix(prompt_ids, row) for row in full_ids), default=0)
+    if boundary == 0:  # even the first token merges; then the two sides are tokenized apart
+        texts = _apart(labeled, texts, tokenizer)
+        prompt_ids, full_ids = texts.ids[0], texts.ids[1:]
+        boundary = len(prompt_ids)
+    room = options.max_length - boundary
+    shorter = _without_early_turns(labeled) if _overflows(full_ids, options) else None
+    if shorter is not None:
+        counts.messages_dropped += len(labeled.group.prompt) - len(shorter.group.prompt)
+        return _assemble(shorter, _tokenized_texts([shorter], tokenizer, options)[0], tokenizer, options, counts)
+    if room < 1 or boundary == 0:
+        counts.prompts_too_long += 1
+        return None
+    counts.boundaries_moved += boundary < len(prompt_ids)
+    completions = [_ended(row[boundary:], tokenizer, templated=texts.templated) for row in full_ids]
+    for row in completions:
+        counts.completions_cut += len(row) > room
+        counts.tokens_cut += max(0, len(row) - room)
+    return _usable(labeled, tuple(prompt_ids[:boundary]), [tuple(row[:room]) for row in completions], counts)
+
+
+def _overflows(full_ids: list[list[int]], options: TokenizeOptions) -> bool:
+    return any(len(row) > options.max_length for row in full_ids)
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    limit = min(len(left), len(right))
+    return next((index for index in range(limit) if left[index] != right[index]), limit)
+
+
+def _apart(labeled: LabeledGroup, texts: _Texts, tokenizer: Tokenizer) -> _Texts:
+    prompt_ids = texts.ids[0]
+    answers = [full[len(texts.prompt) :] for full in texts.full]
+    rows = _token_ids(answers, tokenizer, special=False)
+    return replace(texts, ids=[prompt_ids, *(prompt_ids + row for row in rows)])
+
+
+def _without_early_turns(labeled: LabeledGroup) -> LabeledGroup | None:
+    """The group without its oldest turn (a user's message and what follows it); the system's message stays."""
+    prompt = labeled.group.prompt
+    if isinstance(prompt, str):
+        return None
+    first = 1 if prompt and prompt[0].get("role") == "system" else 0
+    users = [index for index in range(first, len(prompt)) if prompt[index].get("role") == "user"]
+    if len(users) < 2:
+        return None
+    return replace(labeled, group=replace(labeled.group, prompt=(*prompt[:first], *prompt[users[1] :])))
+
+
+def _ended(ids: list[int], tokenizer: Tokenizer, *, templated: bool) -> list[int]:
+    """Ends a completion at its end-of-sequence token: appended to plain text, found in a rendered template.
+
+    Templates often write white space after the last turn. No model ever generates it, since sampling stops before.
+    """
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        return ids
+    if not templated:
+        return [*ids, eos]
+    if eos not in ids:
+        return ids
+    last = len(ids) - 1 - ids[::-1].index(eos)
+    tail = tokenizer.decode(ids[last + 1 :]) if last + 1 < len(ids) else ""
+    return ids[: last + 1] if not str(tail).strip() else ids
+
+
+def _usable(
+    labeled: LabeledGroup, prompt_ids: tuple[int, ...], completions: list[tuple[int, ...]], counts: TokenCounts
+) -> TokenizedGroup | None:
+    """Keeps the relations whose sides exist and differ, and the completions that those speak of."""
+    counts.completions_lost += sum(not row for row in completions)
+    relations = [kept for relation in labeled.relations if (kept := _still_true(relation, completions)) is not None]
+    counts.relations_lost += len(labeled.relations) - len(relations)
+    if not relations:
+        return None
+    used = sorted({index for relation in relations for index in relation_indices(relation)})
+    place = {old: new for new, old in enumerate(used)}
+    return TokenizedGroup(
+        id=labeled.group.id,
+        prompt_ids=prompt_ids,
+        completion_ids=tuple(completions[index] for index in used),
+        relations=tuple(_renumbered(relation, place) for relation in relations),
+        scores=None if labeled.scores is None else tuple(labeled.scores[index] for index in used),
+    )
+
+
+def relation_indices(relation: Relation) -> tuple[int, ...]:
+    """The completions that a relation speaks of."""
+    if isinstance(relation, PairRelation):
+        return (relation.i, relation.j)
+    return (relation.i,) if isinstance(relation, UnaryRelation) else relation.order
+
+
+def _still_true(relation: Relation, completions: list[tuple[int, ...]]) -> Relation | None:
+    indices = relation_indices(relation)
+    tokens = [completions[index] for index in indices]
+    return relation if all(tokens) and len(set(tokens)) == len(tokens) else None
+
+
+def _renumbered(relation: Relation, place: dict[int, int]) -> Relation:
+    if isinstance(relation, PairRelation):
+        return replace(relation, i=place[relation.i], j=place[relation.j])
+    if isinstance(relation, UnaryRelation):
+        return replace(relation, i=place[relation.i])
+    assert isinstance(relation, ListRelation)
+    return replace(relation, order=tuple(place[index] for index in relation.order))

@@ -1,0 +1,141 @@
+"""Loading models and tokenizers: from a folder or by hub id, safetensors only, no code of the model's author."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from dipole.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model with dropout switched off.
+
+    Dropout would give policy and reference different masks, and a loss that isn't ln 2 where it has to be.
+
+    Args:
+        name: a local folder, or a hub id.
+        dtype: of the weights.
+
+    Raises:
+        ConfigError: there is no such model, or it can't be loaded safely.
+    """
+    with quietly():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as fault:
+            raise _not_loadable("model", name, fault) from fault
+    disable_dropout(model)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def max_positions(name: str) -> int | None:
+    """Most tokens that the model takes, from its config alone; ``None`` if it doesn't say.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    with quietly():
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as fault:
+            raise _not_loadable("model", name, fault) from fault
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token for generation (its end-of-sequence token where it has none).
+
+    Raises:
+        ConfigError: there is none, or it has no end-of-sequence token.
+    """
+    with quietly():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as fault:
+            raise _not_loadable("tokenizer", name, fault) from fault
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "the tokenizer has no end-of-sequence token, so a completion could never end",
+            where=name,
+            remedy="Set eos_token in its tokenizer_config.json",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout probability to 0; the module stays in training mode where checkpointing needs that."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of all weights: what makes two models the same. Parameters are visited by name, buffers left out."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(all parameters, those that are trained)."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def weights_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """The dtype of a frozen model's weights: ``auto`` is bfloat16 on a GPU that has it, and float32 elsewhere."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    resolved: torch.dtype = getattr(torch, dtype)
+    return resolved
+
+
+def _not_loadable(what: str, name: str, fault: Exception) -> ConfigError:
+    reason = str(fault).strip().splitlines()[0][:300] if str(fault).strip() else type(fault).__name__
+    if Path(name).exists():
+        remedy = (
+            "The folder has to hold config.json, model.safetensors and tokenizer files, as save_pretrained writes them"
+        )
+    elif name.count("/") > 1 or name.startswith((".", "~", "/")):
+        remedy = "There is no such folder"
+    else:
+        remedy = "There is no such folder; as a hub id it needs a network and the right spelling"
+    return ConfigError(f"can't load the {what} '{name}': {reason}", where="--model", remedy=remedy)
+
+
+class quietly:  # noqa: N801 - used like a function
+    """Silences progress bars and notices of transformers while it loads or saves, and restores them."""
+
+    def __enter__(self) -> None:
+        self.verbosity = transformers_logging.get_verbosity()
+        self.bars = transformers_logging.is_progress_bar_enabled()
+        self.warnings = warnings.catch_warnings()
+        self.warnings.__enter__()
+        warnings.simplefilter("ignore", FutureWarning)
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: Any) -> None:
+        self.warnings.__exit__(None, None, None)
+        transformers_logging.set_verbosity(self.verbosity)
+        if self.bars:
+            transformers_logging.enable_progress_bar()

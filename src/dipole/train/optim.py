@@ -1,0 +1,65 @@
+"""The optimizer and its schedule, and which settings are known to work."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from dipole.config import TrainConfig
+
+DEFAULT_RATE = {"none": 1e-6, "lora": 1e-4}
+KNOWN_RATE = {"none": (1e-6, 1e-5), "lora": (1e-5, 5e-4)}
+KNOWN_BATCH = (32, 128)
+KNOWN_BETA = (0.1, 0.5)
+
+
+def learning_rate(config: TrainConfig) -> float:
+    """The peak learning rate: the one asked for, or the method's default."""
+    return DEFAULT_RATE[config.peft.method] if config.learning_rate is None else config.learning_rate
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, with weight decay on matrices and none on biases and norms."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate(config))
+
+
+def rate_at(step: int, total: int, config: TrainConfig) -> float:
+    """The learning rate of optimizer step ``step`` (from 0) of ``total``: a linear warm-up, then the schedule.
+
+    A function of the step and nothing else, so it has no state to save.
+    """
+    warmup = math.ceil(config.warmup_ratio * total)
+    peak = learning_rate(config)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    match config.schedule:
+        case "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        case "linear":
+            return peak * (1 - done)
+        case "constant":
+            return peak
+
+
+def cautions(config: TrainConfig, beta: float | None) -> list[str]:
+    """Sentences about settings outside of the range that is known to work."""
+    said = []
+    low, high = KNOWN_RATE[config.peft.method]
+    method = "LoRA" if config.peft.method == "lora" else "training all weights"
+    if not low <= learning_rate(config) <= high:
+        said.append(
+            f"A learning rate of {learning_rate(config):g} is outside of {low:g} to {high:g}, known for {method}."
+        )
+    if not KNOWN_BATCH[0] <= config.global_batch_size <= KNOWN_BATCH[1]:
+        said.append(f"A batch of {config.global_batch_size} groups is outside of {KNOWN_BATCH[0]} to {KNOWN_BATCH[1]}.")
+    if config.loss.name in ("dpo", "sigmoid") and beta is not None and not KNOWN_BETA[0] <= beta <= KNOWN_BETA[1]:
+        said.append(f"A beta of {beta:g} is outside of {KNOWN_BETA[0]:g} to {KNOWN_BETA[1]:g}, known for DPO.")
+    return said

@@ -1,0 +1,255 @@
+"""Everything that a run needs before its first step: data checked and tokenized, policy, reference, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from transformers import PreTrainedTokenizerBase
+
+from dipole.config import TrainConfig
+from dipole.data.audit import AuditReport, audit
+from dipole.data.batch import Order, pack
+from dipole.data.files import is_held_out
+from dipole.data.formats import load_groups
+from dipole.data.reduce import reduce_groups
+from dipole.data.tokenize import TokenizedGroup, TokenizeOptions, prompt_token_ids, tokenize_groups
+from dipole.errors import ConfigError, DataError
+from dipole.group import Group, plain
+from dipole.objective import Loss, resolve
+from dipole.policy.adapters import add_adapter
+from dipole.policy.load import load_model, load_tokenizer, max_positions, weights_dtype
+from dipole.policy.logprobs import Policy, check_engine
+from dipole.policy.reference import Reference, make_reference
+from dipole.progress import Progress
+from dipole.train.optim import cautions, make_optimizer
+
+DEFAULT_LENGTH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePrompt:
+    """A prompt that completions are sampled for: as a person reads it, and as the model does."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Preferences, ready for batching.
+
+    Args:
+        train: trained on.
+        held_out: never trained on; may be empty.
+        prompts: to sample from; different ones, held-out ones first.
+        report: what the audit found.
+        facts: counts for the manifest.
+    """
+
+    train: list[TokenizedGroup]
+    held_out: list[TokenizedGroup]
+    prompts: list[SamplePrompt]
+    report: AuditReport
+    facts: Mapping[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run's parts. Only ``step`` changes, and what lies inside of policy and optimizer.
+
+    Args:
+        loss, hyper: the loss's row and its hyper-parameters.
+        step: optimizer steps done.
+    """
+
+    config: TrainConfig
+    output: Path
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    reference: Reference | None
+    loss: Loss
+    hyper: Mapping[str, Any]
+    data: Data
+    order: Order
+    optimizer: torch.optim.Optimizer
+    total_steps: int
+    step: int = 0
+
+
+def prepare(config: TrainConfig, progress: Progress) -> Run:
+    """Builds a run; cheap checks come before slow ones.
+
+    Raises:
+        ConfigError: options that don't fit each other, the loss or the model.
+        DataError: data that can't be trained on.
+    """
+    config = with_max_length(config)
+    loss = resolve(config.loss.name)
+    hyper = loss.settings(**config.loss.hyperparameters())
+    for caution in cautions(config, hyper.get("beta")):
+        progress.say(caution)
+    tokenizer = load_tokenizer(config.model)
+    data = prepare_data(config, loss, tokenizer, progress)
+    progress.stage("Loading the model")
+    accelerator = make_accelerator(config)
+    policy = load_policy(config, accelerator)
+    _check_vocabulary(policy, tokenizer)
+    probe = pack(sorted(data.train, key=lambda group: group.num_tokens)[:2]).to(accelerator.device)
+    check_engine(policy, probe, tolerance=1e-3 if accelerator.mixed_precision == "no" else 0.5)
+    reference = make_reference(config.reference, policy, needed=loss.needs_reference)
+    order = Order(len(data.train), config.global_batch_size, config.seed)
+    total = order.steps_per_epoch * config.num_epochs
+    return Run(
+        config=config,
+        output=Path(config.output),
+        accelerator=accelerator,
+        tokenizer=tokenizer,
+        policy=policy,
+        reference=reference,
+        loss=loss,
+        hyper=hyper,
+        data=data,
+        order=order,
+        optimizer=make_optimizer(policy, config),
+        total_steps=total if config.max_steps is None else min(total, config.max_steps),
+    )
+
+
+def prepare_data(config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> Data:
+    """Reads, audits, splits, reduces and tokenizes.
+
+    Raises:
+        DataError: see ``data.formats`` and ``data.audit``; or the splits leave nothing to train on.
+    """
+    progress.stage("Reading the data")
+    groups = load_groups(config.data)
+    train = [group for group in groups if not is_held_out(group.split)]
+    held_out = [group for group in groups if is_held_out(group.split)]
+    if config.eval_data is not None:
+        held_out += load_groups(config.eval_data)
+    if not train:
+        raise DataError("all groups are held out, none is left to train on", where=config.data, remedy="Check `split`")
+    report = audit(train, eval_groups=held_out, allow_shared_prompts=config.allow_shared_prompts)
+    report.raise_for_errors(where=config.data)
+    for line in report.summary():
+        progress.say(line)
+    progress.stage("Tokenizing")
+    tokenized = [_tokenized(part, config, loss, tokenizer, progress) for part in (train, held_out)]
+    _say_format(train, config, tokenizer, progress)
+    facts = {
+        "source": config.data,
+        "groups": len(tokenized[0]),
+        "completions": sum(len(group.completion_ids) for group in tokenized[0]),
+        "relations": sum(len(group.relations) for group in tokenized[0]),
+        "eval_groups": len(tokenized[1]),
+        "eval_relations": sum(len(group.relations) for group in tokenized[1]),
+        "tokens": sum(group.num_tokens for group in tokenized[0]),
+    }
+    prompts = _sample_prompts(held_out or train, config, tokenizer)
+    return Data(train=tokenized[0], held_out=tokenized[1], prompts=prompts, report=report, facts=facts)
+
+
+def _sample_prompts(groups: list[Group], config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[SamplePrompt]:
+    """The first ``num_samples`` different prompts, without those too long to leave room for an answer."""
+    different = list({plain(group.prompt): group.prompt for group in groups}.items())[: max(1, config.num_samples)]
+    ids = prompt_token_ids([prompt for _, prompt in different], tokenizer, config.prompt_format)
+    kept = [
+        SamplePrompt(text, tuple(row))
+        for (text, _), row in zip(different, ids, strict=True)
+        if 0 < len(row) < (config.max_length or DEFAULT_LENGTH)
+    ]
+    return kept
+
+
+def _tokenized(
+    groups: list[Group], config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizerBase, progress: Progress
+) -> list[TokenizedGroup]:
+    if not groups:
+        return []
+    pairing = config.pairing
+    labeled, dropped = reduce_groups(
+        groups,
+        loss.relation,
+        policy=pairing.policy,
+        min_margin=pairing.min_margin,
+        weighting=pairing.weighting,
+        min_agreement=pairing.min_agreement,
+        soft=pairing.soft,
+    )
+    for reason, count in dropped.items():
+        progress.say(f"{count} {reason.replace('_', ' ')} dropped.")
+    assert config.max_length is not None
+    options = TokenizeOptions(max_length=config.max_length, prompt_format=config.prompt_format)
+    tokenized, counts = tokenize_groups(labeled, tokenizer, options)
+    for sentence in counts.sentences():
+        progress.say(f"{sentence}.")
+    if counts.prompts_too_long > 0.05 * counts.groups:
+        share = counts.prompts_too_long / counts.groups
+        progress.say(f"That is {share:.0%} of the groups: raise --max_length (now {config.max_length}) to keep them.")
+    return tokenized
+
+
+def _say_format(
+    groups: list[Group], config: TrainConfig, tokenizer: PreTrainedTokenizerBase, progress: Progress
+) -> None:
+    plain = sum(isinstance(group.prompt, str) for group in groups)
+    if plain and config.prompt_format == "as_is" and tokenizer.chat_template:
+        progress.say(
+            f"{plain} prompts are plain text and are trained as plain text, though the model has a chat template;"
+            " --prompt_format chat wraps them in it."
+        )
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The engine of devices and processes. It neither splits batches nor divides losses: the loop does both."""
+    precision = "no"
+    if config.dtype in ("bfloat16", "float16"):
+        precision = {"bfloat16": "bf16", "float16": "fp16"}[config.dtype]
+    elif config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        precision = "bf16"
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("float16 needs a GPU", where="--dtype float16", remedy="Use float32 or bfloat16")
+    return Accelerator(mixed_precision=precision, dataloader_config=DataLoaderConfiguration())
+
+
+def load_policy(config: TrainConfig, accelerator: Accelerator) -> Policy:
+    """The policy on its device. A fully trained model keeps float32 weights; a frozen one may be narrower."""
+    wide = config.peft.method == "none"
+    dtype = torch.float32 if wide else weights_dtype(config.dtype, accelerator.device)
+    model = load_model(config.model, dtype=dtype)
+    return Policy(add_adapter(model, config.peft, seed=config.seed)).to(accelerator.device).train()
+
+
+def with_max_length(config: TrainConfig) -> TrainConfig:
+    """The configuration with its ``max_length`` settled.
+
+    Raises:
+        ConfigError: the model takes fewer tokens.
+    """
+    longest = max_positions(config.model)
+    if config.max_length is None:
+        return replace(config, max_length=DEFAULT_LENGTH if longest is None else min(DEFAULT_LENGTH, longest))
+    if longest is not None and config.max_length > longest:
+        raise ConfigError(
+            f"the model takes {longest} tokens, fewer than {config.max_length}",
+            where="--max_length",
+            remedy=f"Use at most {longest}",
+        )
+    return config
+
+
+def _check_vocabulary(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
+    embeddings: Any = policy.transformer.get_input_embeddings()
+    if len(tokenizer) > embeddings.weight.shape[0]:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {embeddings.weight.shape[0]}",
+            where="--model",
+            remedy="Use the tokenizer that belongs to the model",
+        )
