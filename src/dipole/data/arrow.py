@@ -27,7 +27,7 @@ def parquet_rows(path: Path) -> Iterator[Row | DataError]:
                 for values in batch.to_pylist():
                     number += 1
                     yield _arrow_row(values, f"{path}:row {number}", f"{path.name}:{number}")
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # text or dates that Python can't hold
         raise DataError(
             f"isn't Parquet, or is damaged ({str(error).splitlines()[0]})",
             where=f"{path}:row {number + 1}",

@@ -14,6 +14,7 @@ import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -83,6 +84,11 @@ def split_of_name(name: str) -> str | None:
     return word if word in _SPLITS else None
 
 
+def is_held_out(split: str | None) -> bool:
+    """Whether groups of that split are kept from training."""
+    return split is not None and split_of_name(split) in HELD_OUT
+
+
 def write_lines(lines: Iterable[str], path: str | Path) -> int:
     """Writes lines to ``path``, compressed if it ends in ``.gz``, all of them or none: a reader never sees half a file.
 
@@ -97,26 +103,33 @@ def write_lines(lines: Iterable[str], path: str | Path) -> int:
     path = Path(path)
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError("only JSON Lines are written", where=str(path), remedy="Name it .jsonl or .jsonl.gz.")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with _replacing(path) as file:
             compressed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else None
-            stream: IO[bytes] | gzip.GzipFile = compressed or file
+            count = 0
             for line in lines:
-                stream.write(line.encode() + b"\n")
+                (compressed or file).write(line.encode() + b"\n")
                 count += 1
             if compressed:
                 compressed.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"can't be written ({error.strerror or error})", where=str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside ``path`` that takes its place when all has gone well, and is gone when not."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with open(temporary, "xb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _known() -> str:

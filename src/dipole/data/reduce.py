@@ -1,8 +1,8 @@
 """From judgments to labels, and from labels to the relations that a loss consumes.
 
 One rule runs through all of it: a relation's weight is the sum of the weights of the judgments behind it. So a loss
-that is linear in the label, as cross-entropy is, has the value that it would have on the judgments one by one, and a pair
-that five people judged counts as five that one person judged. ``weighting="prompt"`` undoes that, a group at a time.
+that is linear in the label, as cross-entropy is, has the value that it would have on the judgments one by one, and a
+pair that five people judged counts as five that one person judged. ``weighting="prompt"`` undoes that, group by group.
 """
 
 from __future__ import annotations
@@ -136,14 +136,15 @@ def pair_labels(group: Group) -> tuple[PairRelation, ...]:
 
     - comparisons as they stand, and the K(K−1)/2 pairs of a ranking;
     - ratings, for each two completions that one annotator rated. Ratings of different annotators are never set against
-      each other, since each has a scale of their own; those without an annotator count as one annotator's. Given several
-      of one completion, the probability is that of a rating of ``i`` lying above one of ``j``, equal ones counting half,
-      and the weight that of the side with less. Where an annotator compared or ranked a pair too, that alone counts;
+      each other, since each has a scale of their own; those without an annotator count as one annotator's. Given
+      several of one completion, the probability is that of a rating of ``i`` lying above one of ``j``, equal ones
+      counting half, and the weight that of the side with less. Where an annotator compared or ranked a pair too, that
+      alone counts;
     - approvals, only in a group with nothing else: what a majority approved of is preferred to what a majority
       disapproved of, with the weight of the side with less.
     """
     totals: dict[tuple[int, int], list[float]] = {}
-    for judged in _comparisons(group):
+    for judged in as_comparisons(group):
         i, j, p = judged.i, judged.j, judged.p
         if (j, i) in totals:
             i, j, p = j, i, 1 - p
@@ -160,8 +161,8 @@ def pair_labels(group: Group) -> tuple[PairRelation, ...]:
     return tuple(labels)
 
 
-def _comparisons(group: Group) -> tuple[Comparison, ...]:
-    """All judgments as comparisons."""
+def as_comparisons(group: Group) -> tuple[Comparison, ...]:
+    """The judgments of a group as comparisons, not yet averaged; see ``pair_labels``."""
     explicit = [comparison for judgment in group.judgments for comparison in _explicit(judgment)]
     judged = {(comparison.annotator, frozenset(comparison.indices())) for comparison in explicit}
     rated = [

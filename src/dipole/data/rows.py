@@ -71,7 +71,7 @@ def parse_json(text: str, where: str) -> Any:
         deep = text.count("[") + text.count("{") > DEPTH_LIMIT and _depth(value) > DEPTH_LIMIT
     except json.JSONDecodeError as error:
         raise DataError(
-            f"isn't JSON ({error.msg} at column {error.colno})",
+            f"isn't JSON (at column {error.colno}: {error.msg.removesuffix(' at')})",
             where=where,
             remedy="The row may be cut short, or the file isn't what its suffix says.",
         ) from error

@@ -1,0 +1,141 @@
+"""What makes a single group unfit for training, whatever the model and the loss."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+from dipole.data.reduce import pair_labels
+from dipole.group import Group, Message, Text, plain
+
+_MAY_FOLLOW = {
+    "nothing": ("system", "developer", "user"),
+    "system": ("user",),
+    "developer": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with one group.
+
+    Args:
+        name: a key of ``REMEDIES``.
+        detail: what it is, in words.
+    """
+
+    name: str
+    detail: str
+
+
+REMEDIES = {
+    "empty_prompt": "Give every row a prompt, or leave the row out.",
+    "no_completion": "Give every prompt its answers; a file of prompts alone is for generating them.",
+    "empty_completion": "Leave the row out: nothing can be learned from an empty answer.",
+    "no_judgment": "Have the answers judged first, or leave the group out.",
+    "identical_completions": "Leave the row out: no answer can be better than itself.",
+    "roles_out_of_order": "Messages go: system (once, first), user, assistant, user, … ; an answer is the assistant's.",
+    "broken_text": "Write the text again from its source: half of a character is missing.",
+}
+
+
+def faults(group: Group) -> list[Fault]:
+    """All that is wrong with a group; empty if it can be trained on."""
+    return [fault for check in _CHECKS for fault in check(group)]
+
+
+def fold(text: Text) -> str:
+    """What is left of a text when its form doesn't count: NFKC, no case, every run of white space one space."""
+    if isinstance(text, str):
+        normal = text if text.isascii() else unicodedata.normalize("NFKC", text)
+        return " ".join(normal.casefold().split())
+    return "\n".join(f"{_beside_text(message)} {fold(plain((message,)))}" for message in text)
+
+
+def _beside_text(message: Message) -> str:
+    """What a message holds besides its words: role, tool calls, images."""
+    rest = {name: value for name, value in message.items() if name != "content"}
+    content = message.get("content")
+    if isinstance(content, list):
+        rest["content"] = [part for part in content if isinstance(part, dict) and not isinstance(part.get("text"), str)]
+    return json.dumps(rest, sort_keys=True, default=str)
+
+
+def _is_blank(text: Text) -> bool:
+    """Whether nothing in it can be seen: white space, control characters, and characters of no width."""
+    if isinstance(text, str):
+        return not any(character.isprintable() and not character.isspace() for character in text)
+    return all(_is_blank(plain((message,))) and not _holds_more(message) for message in text)
+
+
+def _holds_more(message: Message) -> bool:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return bool(message.get("tool_calls")) or any(isinstance(part, dict) and "text" not in part for part in parts)
+
+
+def _empty(group: Group) -> Iterator[Fault]:
+    if _is_blank(group.prompt):
+        yield Fault("empty_prompt", "the prompt is empty")
+    if not group.completions:
+        yield Fault("no_completion", "there is no completion")
+    for index, completion in enumerate(group.completions):
+        if _is_blank(completion.text):
+            yield Fault("empty_completion", f"completion {index} is empty")
+
+
+def _unjudged(group: Group) -> Iterator[Fault]:
+    if group.completions and not group.judgments:
+        yield Fault("no_judgment", "there is no judgment")
+
+
+def _identical(group: Group) -> Iterator[Fault]:
+    """Equal completions of which one is preferred; a tie between them is no fault, and its gradient is zero."""
+    for label in pair_labels(group):
+        i, j = group.completions[label.i].text, group.completions[label.j].text
+        if label.p > 0.5 and fold(i) == fold(j):
+            form = "" if i == j else " but for case, white space or the form of letters"
+            first, second = sorted((label.i, label.j))
+            yield Fault("identical_completions", f"completions {first} and {second} are equal{form}")
+
+
+def _roles(group: Group) -> Iterator[Fault]:
+    if not isinstance(group.prompt, str):
+        roles = [str(message.get("role")) for message in group.prompt]
+        yield from _out_of_order("the prompt", ["nothing", *roles])
+        if roles and roles[-1] not in ("user", "tool"):
+            yield Fault("roles_out_of_order", f"the prompt ends with a message of '{roles[-1]}'")
+    for index, completion in enumerate(group.completions):
+        if isinstance(completion.text, str):
+            continue
+        roles = [str(message.get("role")) for message in completion.text]
+        if "user" in roles or "system" in roles or roles[:1] != ["assistant"] or roles[-1] != "assistant":
+            yield Fault("roles_out_of_order", f"completion {index} is of {', '.join(roles) or 'no message'}")
+        else:
+            yield from _out_of_order(f"completion {index}", roles)
+
+
+def _out_of_order(name: str, roles: list[str]) -> Iterator[Fault]:
+    for before, role in pairwise(roles):
+        if role not in _MAY_FOLLOW.get(before, ()):
+            yield Fault("roles_out_of_order", f"in {name}, a message of '{role}' follows {before}")
+            return
+
+
+def _broken(group: Group) -> Iterator[Fault]:
+    for name, text in (
+        ("the prompt", group.prompt),
+        *((f"completion {index}", completion.text) for index, completion in enumerate(group.completions)),
+    ):
+        try:
+            plain(text).encode()
+        except UnicodeEncodeError:
+            yield Fault("broken_text", f"{name} holds half of a surrogate pair")
+
+
+_CHECKS: tuple[Callable[[Group], Iterator[Fault]], ...] = (_empty, _unjudged, _identical, _roles, _broken)
