@@ -1,0 +1,159 @@
+"""What training changed, from a run folder's own files: every number with its interval and its n.
+
+Reads ``samples.jsonl`` and ``held_out.jsonl``, writes ``evaluation.json``. Nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dipole.evaluate.run_folder import Measure
+from dipole.evaluate.stats import Estimate, kl, mean, paired_difference, share, verdict
+
+CLEAR = 0.75
+"""A pair on which at least this share of the judgments agrees has a clear majority."""
+
+Rows = list[dict[str, Any]]
+
+
+def measure_run(run: Path) -> list[Measure]:
+    """Measures a finished run and writes ``evaluation.json``.
+
+    Returns:
+        Its rows: held-out accuracy where there is held-out data; score, KL, length and endings where there are samples.
+    """
+    held_out, samples = _stages(run / "held_out.jsonl"), _stages(run / "samples.jsonl")
+    measures = [
+        *_accuracy(*held_out),
+        *_scores(*samples),
+        *_kl(samples[1]),
+        *_shape(*samples),
+        *_displacement(held_out[1]),
+    ]
+    content = {"rows": [asdict(measure) for measure in measures], "notes": _notes(held_out[1], samples[1])}
+    (run / "evaluation.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return measures
+
+
+def _stages(path: Path) -> tuple[Rows, Rows]:
+    """The rows of a file from before training, and from after it, in the same order."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["stage"] == "before"], [row for row in rows if row["stage"] == "after"]
+
+
+def _accuracy(before: Rows, after: Rows) -> list[Measure]:
+    """How often the implicit reward ranks a held-out pair as people did; on all pairs, and on the clear ones."""
+    measures = []
+    for name, threshold in (("Held-out accuracy", 0.5), ("… on clear pairs", CLEAR)):
+        kept = [
+            [row for row in stage if "prob" in row and row["prob"] > 0.5 and row["prob"] >= threshold]
+            for stage in (before, after)
+        ]
+        if not kept[1] or (measures and len(kept[1]) == measures[0].after.n):  # type: ignore[union-attr]
+            continue
+        what = "How often the implicit reward ranks two held-out answers as the majority did; ties count half."
+        if measures:
+            what = f"The same on pairs where at least {CLEAR:.0%} of the judgments agree."
+        outcomes = [[row["rewards/accuracies"] + row["rewards/ties"] / 2 for row in stage] for stage in kept]
+        groups = [[row["id"] for row in stage] for stage in kept]
+        estimates = [share(wins, ids) for wins, ids in zip(outcomes, groups, strict=True)]
+        difference = paired_difference(outcomes[1], outcomes[0], groups[1]) if len(kept[0]) == len(kept[1]) else None
+        measures.append(_measure(name, what, "share", estimates[0], estimates[1], difference, "higher"))
+    return measures
+
+
+def _scores(before: Rows, after: Rows) -> list[Measure]:
+    """The mean score of samples, where somebody scored them."""
+    if not after or any(row.get("score") is None for row in (*before, *after)):
+        return []
+    scorer = after[0].get("scorer", "score")
+    what = f"Mean score of sampled answers by {scorer}, which played no part in training."
+    return [_sampled("Score of samples", what, "score", "score", before, after, "higher")]
+
+
+def _kl(after: Rows) -> list[Measure]:
+    """KL(policy‖reference), from samples of the policy at temperature 1."""
+    if not after or any(row["ref_logps"] is None for row in after):
+        return []
+    logps, ref_logps = [row["logps"] for row in after], [row["ref_logps"] for row in after]
+    what = "KL(policy‖reference) a sampled answer: how far the model has moved. Estimator {}."
+    prompts = _clusters(after)
+    return [
+        Measure(
+            f"KL, {name}", what.format(name), "nats", None, kl(logps, ref_logps, prompts, estimator=name), None, None
+        )
+        for name in ("k1", "k3")
+    ]
+
+
+def _shape(before: Rows, after: Rows) -> list[Measure]:
+    """Length and endings of samples: what often changes unasked."""
+    if not after:
+        return []
+    ended = [[float(row["finished"]) for row in stage] for stage in (before, after)]
+    return [
+        _sampled("Length of samples", "Mean tokens of a sampled answer.", "tokens", "tokens", before, after, None),
+        Measure(
+            "Samples that end",
+            "Sampled answers that ended by themselves before the limit.",
+            "share",
+            share(ended[0]) if before else None,
+            share(ended[1]),
+            None,
+            None,
+        ),
+    ]
+
+
+def _displacement(after: Rows) -> list[Measure]:
+    """How the log-probability of chosen answers has moved."""
+    moved = [(row["logps/displacement"], row["id"]) for row in after if "logps/displacement" in row]
+    if not moved:
+        return []
+    estimate = mean([value for value, _ in moved], [group for _, group in moved])
+    what = "Log-probability of held-out chosen answers, trained model minus reference; below 0 they became less likely."
+    return [Measure("Change of chosen", what, "nats", None, estimate, None, None)]
+
+
+def _sampled(name: str, what: str, unit: str, column: str, before: Rows, after: Rows, better: str | None) -> Measure:
+    old, new = ([row[column] for row in stage] for stage in (before, after))
+    difference = paired_difference(new, old, _clusters(after)) if len(old) == len(new) else None
+    return _measure(
+        name, what, unit, mean(old, _clusters(before)) if old else None, mean(new, _clusters(after)), difference, better
+    )
+
+
+def _measure(
+    name: str,
+    what: str,
+    unit: str,
+    before: Estimate | None,
+    after: Estimate,
+    difference: Estimate | None,
+    better: str | None,
+) -> Measure:
+    known = better is not None and difference is not None
+    return Measure(name, what, unit, before, after, difference, verdict(difference) if known and difference else None)
+
+
+def _clusters(rows: Rows) -> Sequence[str] | None:
+    """The prompt of each sample; with a single prompt the statement is about that prompt, and samples are alone."""
+    prompts = [row["prompt"] for row in rows]
+    return prompts if len(set(prompts)) > 1 else None
+
+
+def _notes(held_out: Rows, samples: Rows) -> list[str]:
+    notes = []
+    if held_out:
+        notes.append(
+            "Before training policy and reference are the same, every implicit reward is 0, and all pairs are ties: an"
+            " accuracy of one half is where every run starts."
+        )
+    if samples and _clusters(samples) is None:
+        notes.append("All samples answer one prompt, so their intervals speak of that prompt alone.")
+    return notes
