@@ -259,7 +259,7 @@ def test_ignoring_clusters_would_not_cover(random: np.random.Generator) -> None:
 @pytest.mark.parametrize("kind", ["percentile", "bca"])
 def test_coverage_of_the_bootstrap(random: np.random.Generator, kind) -> None:
     draws = (clustered(random, groups=20, size=3, between=0.7, within=1.0) for _ in range(SETS))
-    sets = (stats.bootstrap(*draw, kind=kind, resamples=200, seed=i) for i, draw in enumerate(draws))
+    sets = (stats.bootstrap(*draw, kind=kind, resamples=99, seed=i) for i, draw in enumerate(draws))
     assert 0.93 <= covered(sets, 0.0) <= 0.97
 
 
@@ -377,7 +377,7 @@ def test_permutation_flips_whole_clusters() -> None:
 
 def test_the_permutation_test_keeps_its_level(random: np.random.Generator) -> None:
     rejected = [
-        stats.permutation_test(random.standard_t(4, size=9), np.zeros(9), resamples=512).p_value <= 0.05
+        stats.permutation_test(random.standard_t(4, size=8), np.zeros(8), resamples=256).p_value <= 0.05
         for _ in range(SETS)
     ]
     assert 0.03 <= np.mean(rejected) <= 0.07

@@ -78,7 +78,7 @@ def _template() -> jinja2.Template:
         "places": headline.places,
         "by_prompt": _by_prompt,
         "shorten": _shorten,
-        "example": _example,
+        "as_text": _as_text,
         "counted": _counted,
     }
     return environment.get_template("report.html.jinja")
@@ -97,8 +97,9 @@ def _pairs(samples: Sequence[Mapping[str, Any]]) -> list[Pair]:
     """Samples before and after, paired by prompt and index: every prompt's first, then every prompt's second."""
     sides: dict[tuple[int, str], dict[str, Mapping[str, Any]]] = {}
     for sample in samples:
+        index = sample.get("index")
         if sample.get("stage") in ("before", "after"):
-            key = (int(sample.get("index") or 0), str(sample.get("prompt", "")))
+            key = (index if isinstance(index, int) else 0, _as_text(sample.get("prompt", "")))
             sides.setdefault(key, {})[sample["stage"]] = sample
     ordered = sorted(sides.items(), key=lambda item: item[0][0])  # stable: prompts stay in the order of the file
     return [Pair(prompt, side.get("before"), side.get("after")) for (_, prompt), side in ordered]
@@ -159,13 +160,14 @@ def _command(run: RunFolder) -> str | None:
     return shlex.join(["dipole", kind, "--config", f"{run.name}/config.yaml", "--output", f"{run.name}-again"])
 
 
-def _shorten(text: str) -> tuple[str, int]:
+def _shorten(value: Any) -> tuple[str, int]:
     """The beginning of a text, and how many characters were left out."""
+    text = _as_text(value)
     return text[:SHOWN_CHARACTERS], max(0, len(text) - SHOWN_CHARACTERS)
 
 
-def _example(value: Any) -> str:
-    """An example of an audit finding as text: they are sentences, or objects that name rows and texts."""
+def _as_text(value: Any) -> str:
+    """Text as it is; anything else, such as the messages of a chat, as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

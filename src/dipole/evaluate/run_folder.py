@@ -100,8 +100,6 @@ def read_run_folder(run: Path) -> RunFolder:
     if not (run / "manifest.json").is_file():
         raise DataError("this is not the folder of a run: it has no manifest.json", where=str(run))
     unread: list[str] = []
-    metrics = _json_lines(run / "metrics.jsonl", unread)
-    samples = _json_lines(run / "samples.jsonl", unread)
     evaluation = _json_object(run / "evaluation.json") or {}
     config_text = inert(_text(run / "config.yaml") or "")
     return RunFolder(
@@ -109,8 +107,8 @@ def read_run_folder(run: Path) -> RunFolder:
         manifest=_json_object(run / "manifest.json") or {},
         config=_yaml_mapping(config_text, run / "config.yaml"),
         config_text=config_text,
-        metrics=metrics,
-        samples=[row for row in samples if isinstance(row.get("completion"), str)],
+        metrics=_json_lines(run / "metrics.jsonl", unread),
+        samples=_json_lines(run / "samples.jsonl", unread),
         measures=[_measure(row, str(run / "evaluation.json")) for row in evaluation.get("rows", [])],
         notes=[str(note) for note in evaluation.get("notes", [])],
         audit=_json_object(run / "audit.json"),
