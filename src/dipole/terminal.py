@@ -1,0 +1,223 @@
+"""What a person sees: progress on the standard error stream, results on the standard output.
+
+Progress is drawn with bars where someone watches, and written as plain lines where the stream goes to a file.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import unicodedata
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dipole.data.audit import Finding
+    from dipole.evaluate.run_folder import Measure
+    from dipole.evaluate.stats import Estimate
+
+LINE_EVERY = 10.0
+"""Seconds between two lines of progress where there are no bars."""
+
+PLAIN_WIDTH = 120
+"""Columns of a table that goes to a file."""
+
+
+def inert(text: str) -> str:
+    """Text from files and models, with whatever could steer a terminal shown as ``?``."""
+    return "".join("?" if unicodedata.category(c).startswith("C") and c not in "\n\t" else c for c in text)
+
+
+def show(text: str) -> None:
+    """A line of a result."""
+    sys.stdout.write(f"{inert(text)}\n")
+
+
+def show_error(text: str) -> None:
+    """What went wrong."""
+    sys.stderr.write(f"error: {inert(text)}\n")
+
+
+def show_measures(measures: Sequence[Measure]) -> None:
+    """A table: what was measured before and after training, each with its 95 % interval."""
+    from dipole.evaluate.headline import number, places
+
+    def cell(estimate: Estimate | None, decimals: int, *, sign: bool = False) -> str:
+        if estimate is None or estimate.value is None:
+            return "–"
+        value = number(estimate.value, decimals, sign=sign)
+        if estimate.low is None or estimate.high is None:
+            return value
+        return f"{value} [{number(estimate.low, decimals, sign=sign)}, {number(estimate.high, decimals, sign=sign)}]"
+
+    table = Table("measure", "before", "after", "difference", "n", "", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for item in measures:
+        decimals = places(item)
+        sides = [cell(item.before, decimals), cell(item.after, decimals), cell(item.difference, decimals, sign=True)]
+        known = [estimate.n for estimate in (item.after, item.before) if estimate]
+        name = f"{item.name} ({item.unit})" if item.unit else item.name
+        cells = [name, *sides, f"{known[0]:,}" if known else "–", item.verdict or ""]
+        table.add_row(*(Text(inert(text)) for text in cells))
+    _console(sys.stdout).print(table)
+    show("In brackets: 95 % confidence intervals.")
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """One paragraph a finding: how bad, what, examples, remedy."""
+    for finding in findings:
+        show(f"{finding.severity:<8} {finding.message}")
+        for example in finding.examples:
+            show(f"           · {example}")
+        if finding.remedy and finding.severity != "info":
+            show(f"           → {finding.remedy}")
+
+
+@dataclass(slots=True)
+class _Stage:
+    """One stage of a long piece of work, and how far it has come."""
+
+    text: str
+    total: int | None
+    began: float = field(default_factory=time.monotonic)
+    done: int = 0
+    skipped: int = 0
+    note: str = ""
+
+    def advance(self, units: int, note: str) -> None:
+        if self.done == 0 and units > 1:  # a resumed run begins with the steps of the run before, done in no time
+            self.skipped = units
+        self.done += units
+        self.note = note or self.note
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def seconds_left(self) -> float | None:
+        measured = self.done - self.skipped
+        if self.total is None or measured <= 0:
+            return None
+        return self.seconds() / measured * max(0, self.total - self.done)
+
+
+class Bars:
+    """Progress with bars, for a terminal. A context manager: what it draws goes away at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = bars.Progress(
+            bars.SpinnerColumn(),
+            bars.TextColumn("{task.description}", markup=False),
+            bars.BarColumn(bar_width=24),
+            bars.TextColumn("{task.fields[count]}", markup=False),
+            bars.TextColumn("{task.fields[note]}", markup=False),
+            bars.TextColumn("{task.fields[left]}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._stage: _Stage | None = None
+        self._task = bars.TaskID(0)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(finished=kind is None)
+        self._bars.stop()
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Ends the stage before with a line, and begins a bar."""
+        self._end(finished=True)
+        self._stage = _Stage(text, total)
+        self._task = self._bars.add_task(inert(text), total=total, count="", note="", left="")
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Moves the bar."""
+        if self._stage is None:
+            return
+        self._stage.advance(units, note)
+        note, count, left = inert(self._stage.note), _count(self._stage), _left(self._stage)
+        self._bars.update(self._task, completed=self._stage.done, count=count, note=note, left=left)
+
+    def say(self, text: str) -> None:
+        """A sentence above the bar."""
+        self._console.print(Text(f"  {inert(text)}"))
+
+    def _end(self, *, finished: bool) -> None:
+        if self._stage is None:
+            return
+        self._bars.remove_task(self._task)
+        if finished:
+            note = f" · {self._stage.note}" if self._stage.note else ""
+            self._console.print(Text(inert(f"✓ {self._stage.text} ({_duration(self._stage.seconds())}){note}")))
+        self._stage = None
+
+
+class Lines:
+    """Progress in plain lines, for a file or a pipe: one a stage, and one every few seconds within it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage: _Stage | None = None
+        self._written = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stage = None
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """A line."""
+        self._stage = _Stage(text, total)
+        self._written = self._stage.began
+        self.say(text)
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """A line, if the last one is some time ago or the stage is complete."""
+        stage = self._stage
+        if stage is None:
+            return
+        stage.advance(units, note)
+        now = time.monotonic()
+        if now - self._written >= LINE_EVERY or (stage.total is not None and stage.done >= stage.total):
+            self._written = now
+            parts = [_count(stage), stage.note, _left(stage)]
+            self.say(f"{stage.text}: {' · '.join(part for part in parts if part)}")
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self._console.print(Text(inert(text)), soft_wrap=True)
+
+
+def progress() -> Bars | Lines:
+    """Progress on the standard error stream, as fits what that is."""
+    console = _console(sys.stderr)
+    return Bars(console) if console.is_terminal else Lines(console)
+
+
+def _console(stream: object) -> Console:
+    console = Console(stderr=stream is sys.stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=console.stderr, highlight=False, width=PLAIN_WIDTH)
+
+
+def _count(stage: _Stage) -> str:
+    return f"{stage.done:,} of {stage.total:,}" if stage.total is not None else ""
+
+
+def _left(stage: _Stage) -> str:
+    left = stage.seconds_left()
+    return f"{_duration(left)} left" if left is not None and stage.done != stage.total else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
