@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
-    """A tokenizer of single bytes (256) and four special tokens, with a template of the ChatML kind."""
+def build_tokenizer(*, chat: bool = True, merges: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes (256) and four special tokens, with a template of the ChatML kind.
+
+    Args:
+        chat: with a chat template.
+        merges: pairs of tokens that become one, such as ``"a b"``.
+    """
+    pairs = [(left, right) for left, right in map(str.split, merges)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: index for index, character in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    for left, right in pairs:
+        vocabulary.setdefault(left + right, len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")

@@ -7,6 +7,7 @@ template that renders a prompt differently once an answer follows, can't put a c
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
@@ -24,6 +25,7 @@ CHUNK = 256  # groups whose texts go to the tokenizer in one call
 class Tokenizer(Protocol):
     """What is asked of a tokenizer; those of ``transformers`` have it."""
 
+    bos_token_id: int | None
     eos_token_id: int | None
     chat_template: Any
 
@@ -124,7 +126,7 @@ def tokenize_groups(
         DataError: nothing is left.
     """
     counts = TokenCounts()
-    tokenized = [kept for group in _encoded(groups, tokenizer, options, counts) if (kept := group) is not None]
+    tokenized = [group for group in _encoded(groups, tokenizer, options, counts) if group is not None]
     counts.kept_groups = len(tokenized)
     if not tokenized:
         raise DataError(
@@ -175,13 +177,20 @@ def _tokenized_texts(chunk: list[LabeledGroup], tokenizer: Tokenizer, options: T
 
 
 def _token_ids(strings: list[str], tokenizer: Tokenizer, *, special: bool) -> list[list[int]]:
+    """Token ids of each string; ``special`` is for plain text, which begins with BOS where the tokenizer says so.
+
+    BOS is there once, even if the text brings its own. A tokenizer that ends every text with EOS doesn't get its way: a
+    prompt must not end with it, and where a completion's goes is ours to say. An EOS that the text holds stays.
+    """
     if not strings:
         return []
     ids: list[list[int]] = tokenizer(strings, add_special_tokens=special)["input_ids"]
-    if special and tokenizer.eos_token_id is not None:
-        # Some tokenizers end every text with EOS; it is ours to place, and a prompt must not end with it.
-        return [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in ids]
-    return ids
+    if not special:
+        return ids
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    probe = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
+    begins, ends = probe[0] == bos, probe[-1] == eos
+    return [row[begins and row[:2] == [bos, bos] : len(row) - ends] for row in ids]
 
 
 def _texts(prompt: Text, completions: list[Text], tokenizer: Tokenizer, prompt_format: PromptFormat) -> _Texts:
@@ -223,34 +232,47 @@ def _render(messages: Sequence[Message], tokenizer: Tokenizer, *, generation_pro
     return rendered
 
 
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Prompt and completions as tokens, the completions ended, nothing cut yet."""
+
+    prompt_ids: list[int]
+    completions: list[list[int]]
+    moved: bool
+
+    def fits(self, max_length: int) -> bool:
+        """Whether nothing has to be cut."""
+        return all(len(self.prompt_ids) + len(row) <= max_length for row in self.completions)
+
+
 def _assemble(
     labeled: LabeledGroup, texts: _Texts, tokenizer: Tokenizer, options: TokenizeOptions, counts: TokenCounts
 ) -> TokenizedGroup | None:
-    """Finds the boundary, ends the completions and cuts to ``max_length``; ``None`` if nothing is left."""
-    prompt_ids, full_ids = texts.ids[0], texts.ids[1:]
-    boundary = min((_common_prefix(prompt_ids, row) for row in full_ids), default=0)
-    if boundary == 0:  # even the first token merges; then the two sides are tokenized apart
-        texts = _apart(labeled, texts, tokenizer)
-        prompt_ids, full_ids = texts.ids[0], texts.ids[1:]
-        boundary = len(prompt_ids)
-    room = options.max_length - boundary
-    shorter = _without_early_turns(labeled) if _overflows(full_ids, options) else None
-    if shorter is not None:
-        counts.messages_dropped += len(labeled.group.prompt) - len(shorter.group.prompt)
-        return _assemble(shorter, _tokenized_texts([shorter], tokenizer, options)[0], tokenizer, options, counts)
-    if room < 1 or boundary == 0:
+    """Splits at the boundary and cuts to ``max_length``; ``None`` if nothing is left."""
+    split = _split(texts, tokenizer)
+    if not split.fits(options.max_length):
+        split = _without_early_turns(labeled, split, tokenizer, options, counts)
+    room = options.max_length - len(split.prompt_ids)
+    if room < 1 or not split.prompt_ids:
         counts.prompts_too_long += 1
         return None
-    counts.boundaries_moved += boundary < len(prompt_ids)
-    completions = [_ended(row[boundary:], tokenizer, templated=texts.templated) for row in full_ids]
-    for row in completions:
+    counts.boundaries_moved += split.moved
+    for row in split.completions:
         counts.completions_cut += len(row) > room
         counts.tokens_cut += max(0, len(row) - room)
-    return _usable(labeled, tuple(prompt_ids[:boundary]), [tuple(row[:room]) for row in completions], counts)
+    return _usable(labeled, tuple(split.prompt_ids), [tuple(row[:room]) for row in split.completions], counts)
 
 
-def _overflows(full_ids: list[list[int]], options: TokenizeOptions) -> bool:
-    return any(len(row) > options.max_length for row in full_ids)
+def _split(texts: _Texts, tokenizer: Tokenizer) -> _Split:
+    """Finds the boundary: the tokens that the prompt alone and the prompt with each completion have in common."""
+    prompt_ids, full_ids = texts.ids[0], texts.ids[1:]
+    boundary = min((_common_prefix(prompt_ids, row) for row in full_ids), default=0)
+    if boundary:
+        rows = [row[boundary:] for row in full_ids]
+    else:  # even the first token merges; then the two sides are tokenized apart
+        boundary, rows = len(prompt_ids), _answers_apart(texts, tokenizer)
+    completions = [_ended(row, tokenizer, templated=texts.templated) for row in rows]
+    return _Split(prompt_ids[:boundary], completions, moved=boundary < len(prompt_ids))
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:
@@ -258,40 +280,54 @@ def _common_prefix(left: list[int], right: list[int]) -> int:
     return next((index for index in range(limit) if left[index] != right[index]), limit)
 
 
-def _apart(labeled: LabeledGroup, texts: _Texts, tokenizer: Tokenizer) -> _Texts:
-    prompt_ids = texts.ids[0]
-    answers = [full[len(texts.prompt) :] for full in texts.full]
-    rows = _token_ids(answers, tokenizer, special=False)
-    return replace(texts, ids=[prompt_ids, *(prompt_ids + row for row in rows)])
+def _answers_apart(texts: _Texts, tokenizer: Tokenizer) -> list[list[int]]:
+    if not all(full.startswith(texts.prompt) for full in texts.full):
+        raise DataError(
+            "the chat template begins a prompt otherwise once an answer follows it",
+            where=f"prompt beginning with {texts.prompt[:80]!r}",
+            remedy="Use a template that writes the messages before the answer the same way with and without it",
+        )
+    return _token_ids([full[len(texts.prompt) :] for full in texts.full], tokenizer, special=False)
 
 
-def _without_early_turns(labeled: LabeledGroup) -> LabeledGroup | None:
-    """The group without its oldest turn (a user's message and what follows it); the system's message stays."""
+def _without_early_turns(
+    labeled: LabeledGroup, split: _Split, tokenizer: Tokenizer, options: TokenizeOptions, counts: TokenCounts
+) -> _Split:
+    """The group without as many of its oldest turns as have to go; the last turn and the system's message stay.
+
+    A turn is a user's message and what follows it. How many have to go is found by bisection, since each try renders
+    and tokenizes the group anew.
+    """
     prompt = labeled.group.prompt
     if isinstance(prompt, str):
-        return None
+        return split
     first = 1 if prompt and prompt[0].get("role") == "system" else 0
-    users = [index for index in range(first, len(prompt)) if prompt[index].get("role") == "user"]
-    if len(users) < 2:
-        return None
-    return replace(labeled, group=replace(labeled.group, prompt=(*prompt[:first], *prompt[users[1] :])))
+    turns = [index for index in range(first, len(prompt)) if prompt[index].get("role") == "user"]
+
+    def without(number: int) -> _Split:
+        shorter = replace(labeled.group, prompt=(*prompt[:first], *prompt[turns[number] :]))
+        return _split(_tokenized_texts([replace(labeled, group=shorter)], tokenizer, options)[0], tokenizer)
+
+    candidates = range(1, len(turns))
+    if not candidates:
+        return split
+    dropped = bisect_left(candidates, True, key=lambda number: without(number).fits(options.max_length))
+    number = candidates[min(dropped, len(candidates) - 1)]
+    counts.messages_dropped += turns[number] - first
+    return without(number)
 
 
 def _ended(ids: list[int], tokenizer: Tokenizer, *, templated: bool) -> list[int]:
-    """Ends a completion at its end-of-sequence token: appended to plain text, found in a rendered template.
+    """Ends a completion once: plain text with EOS, a rendered one with the special token that its template writes.
 
     Templates often write white space after the last turn. No model ever generates it, since sampling stops before.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        return ids
     if not templated:
-        return [*ids, eos]
-    if eos not in ids:
-        return ids
-    last = len(ids) - 1 - ids[::-1].index(eos)
-    tail = tokenizer.decode(ids[last + 1 :]) if last + 1 < len(ids) else ""
-    return ids[: last + 1] if not str(tail).strip() else ids
+        eos = tokenizer.eos_token_id
+        return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+    last = next((place for place in reversed(range(len(ids))) if str(tokenizer.decode(ids[place])).strip()), -1)
+    closes = not str(tokenizer.decode(ids[last : last + 1], skip_special_tokens=True)).strip()
+    return ids[: last + 1] if closes else ids
 
 
 def _usable(
