@@ -6,10 +6,12 @@ same losses however it is cut. The moving state is plain tensors and goes into t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 
 from torch import Tensor
 
+from dipole.errors import DataError
 from dipole.objective.completions import Completions, PairIndex, UnaryIndex
 from dipole.objective.row import Coupling, HyperParameter, Scalars, Settings
 
@@ -31,6 +33,34 @@ def kto_sums(completions: Completions, relations: UnaryIndex, settings: Settings
 def kto_settle(sums: Mapping[str, Tensor], state: Mapping[str, Tensor], settings: Settings) -> tuple[Scalars, Scalars]:
     """z₀ = max(0, mean), clamped after the mean over the whole batch, not on every rank."""
     return {"z0": _divide(sums["logratio"], sums["count"]).clamp(min=0)}, {}
+
+
+def mismatched_prompts(prompts: Sequence[Hashable]) -> list[int]:
+    """For every completion of a batch, the position of another one whose prompt is different: KTO's mismatched pairs.
+
+    Plan it over the whole batch of an optimizer step, before that is cut into micro-batches and ranks: then it needs
+    neither a sequential sampler nor micro-batches of more than one. Completions are ordered by prompt and turned by the
+    size of the largest group, so no completion meets its own prompt, and every prompt is used as often as it occurs.
+
+    Args:
+        prompts: what tells the prompts of the completions apart, such as the ids of their groups.
+
+    Raises:
+        DataError: more than half of the completions have the same prompt.
+    """
+    if not prompts:
+        return []
+    prompt, largest = Counter(prompts).most_common(1)[0]
+    if 2 * largest > len(prompts):
+        raise DataError(
+            f"{largest} of {len(prompts)} completions in a batch answer the prompt {prompt!r}",
+            where="kto",
+            remedy="KTO pairs completions with prompts of other groups: use a larger global batch.",
+        )
+    first_seen = {prompt: place for place, prompt in reversed(list(enumerate(prompts)))}
+    ordered = sorted(range(len(prompts)), key=lambda place: first_seen[prompts[place]])
+    partner = dict(zip(ordered, ordered[largest:] + ordered[:largest], strict=True))
+    return [partner[place] for place in range(len(prompts))]
 
 
 def bco_sums(completions: Completions, relations: UnaryIndex | PairIndex, settings: Settings) -> Scalars:

@@ -14,7 +14,7 @@ from dipole.objective.apply import Outcome, batch_sums, evaluate, initial_state,
 from dipole.objective.check import check, check_pairs
 from dipole.objective.completions import Completions, PairIndex
 from dipole.objective.row import INPUTS, Loss
-from dipole.objective.table import resolve
+from dipole.objective.table import LOSSES, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,10 @@ def _evaluate(
     for name in others:
         if name not in row.all_hyper:
             known = [*row.all_hyper, *inputs, *names]
+            takers = [other.name for other in LOSSES.values() if name in other.all_hyper]
             remedy = nearest(name, known) if known else "It takes nothing else."
+            if takers:
+                remedy = f"{', '.join(takers)} {'do' if len(takers) > 1 else 'does'}."
             raise ConfigError(f"{row.name} doesn't use '{name}'", where="loss", remedy=remedy)
     settings = row.settings(**others)
     extras = {name: tensor for name in row.inputs if (tensor := given[name]) is not None}

@@ -246,8 +246,11 @@ class Loss:
             certain = torch.ones_like(chosen.logps)
             return self.formula(chosen, rejected, prob=certain if prob is None else prob, **keywords)
         losses = self.formula(chosen, rejected, **keywords)
-        if prob is None or self.soft == "refused":
+        if prob is None:
             return losses
+        if self.soft == "refused":
+            # ``check`` refuses these with the reason. Whoever doesn't call it gets NaN, not a label that is ignored.
+            return torch.where(prob == 1, losses, torch.nan)
         return prob * losses + (1 - prob) * self.formula(rejected, chosen, **keywords)
 
     def _paragraph(self, number: int) -> str:

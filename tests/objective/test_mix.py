@@ -1,0 +1,70 @@
+"""Weighted sums of losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from objective_cases import random_completions, run
+
+from dipole.errors import ConfigError
+from dipole.objective import LOSSES, PairIndex, check, mix, resolve
+
+PAIRS = PairIndex(i=torch.tensor([0, 1]), j=torch.tensor([4, 5]), prob=torch.tensor([0.7, 1.0], dtype=torch.float64))
+
+
+def test_a_mix_is_the_sum_of_its_parts():
+    row = mix("two", [(0.5, resolve("dpo")), (2.0, resolve("gdpo")), (0.25, resolve("simpo"))], when="Here.")
+    completions = random_completions()
+    settings = row.settings(beta=0.3)
+    expected = sum(
+        weight * run(resolve(name), resolve(name).settings(beta=0.3), completions, PAIRS).losses
+        for weight, name in ((0.5, "dpo"), (2.0, "gdpo"), (0.25, "simpo"))
+    )
+    outcome = run(row, settings, completions, PAIRS)
+    torch.testing.assert_close(outcome.losses, expected)
+    torch.testing.assert_close(outcome.rewards, 0.3 * completions.logratio)
+    assert row.formula_text == "0.5 · dpo + 2 · gdpo + 0.25 · simpo"
+    assert (row.needs_reference, row.needs_lengths) == (True, True)
+
+
+def test_weights_can_be_set_but_not_miscounted():
+    row, completions, pairs = resolve("mpo"), random_completions(), PairIndex(i=PAIRS.i, j=PAIRS.j)
+    dpo_alone = run(row, row.settings(beta=0.1, weights=(1.0, 0.0, 0.0)), completions, pairs).losses
+    dpo = resolve("dpo")
+    torch.testing.assert_close(dpo_alone, run(dpo, dpo.settings(beta=0.1), completions, pairs).losses)
+    with pytest.raises(ConfigError, match="3 weights"):
+        row.settings(weights=(1.0, 1.0))
+
+
+def test_the_first_part_s_default_counts():
+    assert mix("m", [(1.0, resolve("nca")), (1.0, resolve("dpo"))], when="x").settings()["beta"] == 0.01
+    assert mix("m", [(1.0, resolve("dpo")), (1.0, resolve("nca"))], when="x").settings()["beta"] == 0.1
+
+
+def test_a_mix_keeps_its_part_s_coupling():
+    row = mix("m", [(1.0, resolve("dpo")), (0.5, resolve("bco_pair"))], when="x")
+    completions, settings = random_completions(), row.settings(beta=0.1)
+    expected = sum(
+        weight * run(resolve(name), resolve(name).settings(beta=0.1), completions, PAIRS).losses
+        for weight, name in ((1.0, "dpo"), (0.5, "bco_pair"))
+    )
+    torch.testing.assert_close(run(row, settings, completions, PAIRS).losses, expected)
+
+
+def test_what_a_part_refuses_the_mix_refuses():
+    with pytest.raises(ConfigError, match="sft_avg: it learns from the chosen completion alone"):
+        check(resolve("mpo"), resolve("mpo").settings(), random_completions(), PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([], "no parts"),
+        (["dpo", "kto"], "kto can't be mixed"),
+        (["dpo", "aot"], "aot can't be mixed"),
+        (["bco_pair", "beta_dpo"], "bco_pair and beta_dpo depend on the rest of the batch"),
+    ],
+)
+def test_what_can_t_be_mixed(names: list[str], says: str):
+    with pytest.raises(ConfigError, match=says):
+        mix("m", [(1.0, LOSSES[name]) for name in names], when="x")
