@@ -5,6 +5,7 @@ Whatever a verb needs is imported inside of it, so that ``dipole --help`` needs 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -176,13 +177,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
     except DipoleError as fault:
         return _failed(str(fault), fault.exit_status)
     except KeyboardInterrupt:
         return _failed("stopped", 130)
     except BrokenPipeError:  # whoever read the output has enough of it
-        sys.stdout = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would complain
         return 0
     except OSError as fault:
         if fault.filename is None:

@@ -29,7 +29,9 @@ class DipoleError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.problem}" if self.where else self.problem
-        return f"{head.rstrip('.')}. {self.remedy.rstrip('.')}." if self.remedy else head
+        if not self.remedy:
+            return head
+        return f"{head.rstrip('.')}. {self.remedy}{'' if self.remedy[-1] in '.?!' else '.'}"
 
 
 class ConfigError(DipoleError, ValueError):

@@ -51,7 +51,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, example: str, positi
     _check_flags(flags, hints, prog)
     places: dict[str, str] = {}
     for file in files:
-        places |= _check_file(Path(file), hints)
+        places |= _check_file(Path(file), hints, prog)
     given = {_flag_name(flag) for flag in flags}
     try:
         values = parser.parse_args([*(f"--config={file}" for file in files), *flags]).as_dict()
@@ -86,7 +86,10 @@ def _add_options(
     for item in fields(kind):
         if not _is_part(hints[item.name]):
             name = item.name if item.name in positional else f"--{prefix}{item.name}"
-            group.add_argument(name, **_argument(item, hints[item.name], docs[item.name]))
+            settings = _argument(item, hints[item.name], docs[item.name])
+            if item.name not in positional:  # argparse takes a positional for required by itself
+                settings["required"] = item.default is MISSING
+            group.add_argument(name, **settings)
     for item in fields(kind):
         nested = hints[item.name]
         if _is_part(nested):
@@ -183,7 +186,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _check_file(path: Path, hints: Hints) -> dict[str, str]:
+def _check_file(path: Path, hints: Hints, prog: str) -> dict[str, str]:
     """Reads a YAML file of options without making values of it.
 
     Returns:
@@ -203,14 +206,14 @@ def _check_file(path: Path, hints: Hints) -> dict[str, str]:
     except OSError as fault:
         raise ConfigError(f"can't be read: {fault.strerror}", where=f"--config {path}") from fault
     places: dict[str, str] = {}
-    for name, place in _options_in(node, "", path, hints):
+    for name, place in _options_in(node, "", path, hints, prog):
         if name in places:
             raise ConfigError(f"'{name}' is given twice, first in {places[name]}", where=place)
         places[name] = place
     return places
 
 
-def _options_in(node: yaml.Node | None, prefix: str, path: Path, hints: Hints) -> Iterator[tuple[str, str]]:
+def _options_in(node: yaml.Node | None, prefix: str, path: Path, hints: Hints, prog: str) -> Iterator[tuple[str, str]]:
     """Every option's dotted name, with the place of its value."""
     if not isinstance(node, yaml.MappingNode):
         where = f"{path}:{node.start_mark.line + 1}" if node else str(path)
@@ -218,15 +221,16 @@ def _options_in(node: yaml.Node | None, prefix: str, path: Path, hints: Hints) -
         example = next(name for name in hints if name.startswith(prefix)).removeprefix(prefix)
         raise ConfigError(f"{within} to hold options", where=where, remedy=f"Write them as '{example}: VALUE'")
     for key, value in node.value:
-        name, place = f"{prefix}{key.value}", f"{path}:{key.start_mark.line + 1}"
+        word = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+        name, place = f"{prefix}{word}", f"{path}:{key.start_mark.line + 1}"
         if name in hints:
             if not isinstance(value, yaml.ScalarNode) or value.tag not in _PLAIN_TAGS:
                 raise ConfigError(f"'{name}' takes one plain value", where=place)
             yield name, place
         elif any(known.startswith(f"{name}.") for known in hints):
-            yield from _options_in(value, f"{name}.", path, hints)
+            yield from _options_in(value, f"{name}.", path, hints, prog)
         else:
-            raise ConfigError(f"there is no option '{name}'", where=place, remedy=nearest(name, hints))
+            raise ConfigError(f"there is no option '{name}'", where=place, remedy=_nearest(name, hints, prog))
 
 
 def _in_plain_words(
