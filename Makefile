@@ -5,7 +5,7 @@ RUN ?= runs/demo
 
 BIN := .venv/bin
 READY := .venv/.ready
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 BENCHMARKS := $(wildcard benchmarks/*.py)
 GENERATORS := $(wildcard docs/*.py)
