@@ -211,7 +211,7 @@ def test_equal_lengths_and_ties_say_nothing_about_length() -> None:
 
 
 def test_contradictions_within_and_across_groups() -> None:
-    """One pair is judged 2 to 1: two of three pairs of judgments contradict. The other, in two groups, 1 to 1: one of one."""
+    """One pair is judged 2 to 1: two of three pairs of judgments contradict. Another, in two groups, 1 to 1: all do."""
     judged = group("a", *(Comparison(i=i, j=1 - i, annotator=str(n)) for n, i in enumerate((0, 0, 1))))
     twice = [group("b", prompt="Other"), group("c", Comparison(i=0, j=1), prompt="other", answers=ANSWERS[::-1])]
     finding = found(audit([judged, *twice]), "contradictions")

@@ -105,7 +105,12 @@ BAD: dict[str, tuple[str, bytes, str, str]] = {
     "a null answer": ("a.jsonl", good_then(rejected=None), ":2", "'rejected' is missing or null"),
     "a number for an answer": ("a.jsonl", good_then(chosen=7), ":2", "'chosen' is 7, but has to be text"),
     "no rejected answer in the list": ("a.jsonl", good_then(rejected=[]), ":2", "an answer is missing"),
-    "a chat written as text": ("a.jsonl", good_then(chosen=json.dumps([YES])), ":2", "a chat written as text"),
+    "a chat written as text": (
+        "a.jsonl",
+        good_then(chosen=json.dumps([YES])),
+        ":2",
+        "'chosen' is a chat written as text",
+    ),
     "a message without a role": ("a.jsonl", good_then(chosen=[{"content": "a"}]), ":2", r"'chosen\[0\]' .* no message"),
     "a message without content": ("a.jsonl", good_then(chosen=[{"role": "assistant"}]), ":2", "content' is missing"),
     "another prompt in the answers": (

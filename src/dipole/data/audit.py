@@ -253,7 +253,8 @@ def _contradictions(groups: Sequence[Group]) -> Iterator[Finding]:
     votes: dict[frozenset[bytes], Counter[bytes]] = defaultdict(Counter)
     last: dict[frozenset[bytes], str] = {}
     for group in groups:
-        digests = [_digest(group.prompt, answer.text) for answer in group.completions]
+        prompt = _digest(group.prompt)
+        digests = [prompt + _digest(answer.text) for answer in group.completions]
         for judged in as_comparisons(group):
             pair = frozenset((digests[judged.i], digests[judged.j]))
             if judged.p != 0.5 and len(pair) == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ from dipole.errors import DataError
 from dipole.group import Message, Text
 
 Item = TypeVar("Item")
+
+_CHAT_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*["']role["']\s*:""")
 
 
 class Fields:
@@ -19,11 +22,13 @@ class Fields:
         values: name → value.
         where: the place of the row, for messages.
         path: where in the row the object lies, as in ``"completions[0]."``.
+        verbatim: text is taken as it is, even where it looks like messages that were written as a string.
     """
 
-    def __init__(self, values: Any, where: str, path: str = "") -> None:
+    def __init__(self, values: Any, where: str, path: str = "", *, verbatim: bool = False) -> None:
         self.where = where
         self._path = path
+        self._verbatim = verbatim
         if not isinstance(values, Mapping):
             raise self.fault("", f"is {_kind(values)}, but has to be an object")
         self._left = dict(values)
@@ -112,7 +117,7 @@ class Fields:
 
     def inside(self, name: str, value: Any) -> Fields:
         """The fields of an object in this one."""
-        return Fields(value, self.where, f"{self._path}{name}.")
+        return Fields(value, self.where, f"{self._path}{name}.", verbatim=self._verbatim)
 
     def _number(self, name: str, value: Any) -> float:
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -131,9 +136,11 @@ class Fields:
 
     def _text(self, name: str, value: Any) -> Text:
         if isinstance(value, str):
-            if value.lstrip().startswith(('[{"role"', "[{'role'", '{"role"', "{'role'")):
+            if not self._verbatim and _CHAT_AS_TEXT.match(value):
                 raise self.fault(
-                    name, "is a chat written as text", "Write the messages as a JSON list, not as a string."
+                    name,
+                    f"is a chat written as text, {value[:20]!r}…",
+                    "Write messages as a JSON list; text that is meant so needs the native format.",
                 )
             return value
         if isinstance(value, dict) and "role" in value:

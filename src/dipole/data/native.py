@@ -51,7 +51,7 @@ def group_from_json(values: dict[str, Any], where: str, *, id: str, split: str |
     Raises:
         DataError: a key is missing, unknown, or of a wrong type, or the schema is of a newer Dipole.
     """
-    fields = Fields(values, where)
+    fields = Fields(values, where, verbatim=True)
     schema = fields.take("schema")
     if schema not in (None, SCHEMA) or isinstance(schema, bool):
         raise fields.fault("schema", f"is {schema}, but this Dipole reads {SCHEMA}", "Use a newer Dipole.")
