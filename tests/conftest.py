@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
+
+from dipole.data.reduce import PairRelation
+from dipole.data.tokenize import TokenizedGroup
+
+torch.set_num_threads(1)  # for tiny tensors, threads cost more than they bring
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -54,6 +60,55 @@ def build_model(vocabulary: int = 260, *, seed: int = 0) -> LlamaForCausalLM:
             initializer_range=0.2,
         )
     ).eval()
+
+
+def build_exact_model(vocabulary: int = 64, *, seed: int = 0) -> PhiForCausalLM:
+    """Phi in float64: grouped-query attention, a head with a bias, and norms that stay float64 (Llama's go to float32).
+
+    What two computations of its log-probabilities differ by is rounding, about 1e-14.
+    """
+    torch.manual_seed(seed)
+    model = PhiForCausalLM(
+        PhiConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            initializer_range=0.2,
+            attn_implementation="sdpa",
+        )
+    )
+    torch.nn.init.normal_(model.lm_head.bias)
+    return model.double().eval()
+
+
+def build_groups(*shapes: tuple[int, list[int]], seed: int = 0, vocabulary: int = 64) -> list[TokenizedGroup]:
+    """Groups of random tokens, given by the length of the prompt and those of the completions.
+
+    Every two completions of a group are compared. Probabilities and weights are sums of powers of two, so that float32
+    holds them exactly.
+    """
+    draw = random.Random(seed)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(3, vocabulary) for _ in range(length))
+
+    return [
+        TokenizedGroup(
+            id=f"g{number}",
+            prompt_ids=tokens(prompt),
+            completion_ids=tuple(map(tokens, lengths)),
+            relations=tuple(
+                PairRelation(i, j, p=draw.choice((0.5, 0.75, 1.0)), weight=draw.choice((0.5, 1.0, 2.0)))
+                for j in range(len(lengths))
+                for i in range(j)
+            ),
+        )
+        for number, (prompt, lengths) in enumerate(shapes)
+    ]
 
 
 @pytest.fixture

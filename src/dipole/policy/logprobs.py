@@ -73,7 +73,8 @@ def chunked_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, target
     Returns:
         (T,) in float32, or float64 when ``hidden`` is; matrix products accumulate in it too.
     """
-    result: Tensor = _ChunkedLogProbs.apply(hidden, weight, bias, target)  # type: ignore[no-untyped-call]
+    with torch.autocast(hidden.device.type, enabled=False):  # else the products would be half precision after all
+        result: Tensor = _ChunkedLogProbs.apply(hidden, weight, bias, target)  # type: ignore[no-untyped-call]
     return result
 
 
