@@ -111,7 +111,9 @@ def weights_dtype(dtype: DType, device: torch.device) -> torch.dtype:
 
 def _not_loadable(what: str, name: str, fault: Exception) -> ConfigError:
     reason = str(fault).strip().splitlines()[0][:300] if str(fault).strip() else type(fault).__name__
-    if Path(name).exists():
+    if "attention implementation" in reason:
+        remedy = "Use another architecture; this one doesn't attend through transformers' attention interface"
+    elif Path(name).exists():
         remedy = (
             "The folder has to hold config.json, model.safetensors and tokenizer files, as save_pretrained writes them"
         )

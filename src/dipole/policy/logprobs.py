@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from dipole.data.batch import PackedBatch
 from dipole.errors import ConfigError
@@ -52,8 +52,15 @@ class Policy(nn.Module):
             plan=plan_attention(batch),
         )
         hidden = output.last_hidden_state.squeeze(0).index_select(0, batch.predictor)
+        if (scale := logit_scale(transformer.config)) != 1:
+            hidden = hidden * scale
         head = transformer.get_output_embeddings()
         return chunked_logprobs(hidden, head.weight, getattr(head, "bias", None), batch.target)
+
+
+def logit_scale(config: PretrainedConfig) -> float:
+    """What a model multiplies its logits with: ``logit_scale`` of Cohere's, 1 / ``logits_scaling`` of Granite's."""
+    return float(getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0))
 
 
 def sum_by_completion(values: Tensor, batch: PackedBatch) -> Tensor:
@@ -154,16 +161,26 @@ def check_engine(policy: Policy, batch: PackedBatch, *, tolerance: float) -> Non
         tolerance: largest difference of a token's log-probability, in nats.
 
     Raises:
-        ConfigError: they differ.
+        ConfigError: they differ, or the engine can't run the model at all.
     """
-    fast = policy(batch)
+    name = type(policy.transformer).__name__
     slow = plain_logprobs(policy, batch)
+    try:
+        fast = policy(batch)
+    except ConfigError:
+        raise
+    except Exception as fault:  # the model itself runs, so whatever is raised here is about the engine
+        raise ConfigError(
+            f"the shared-prompt engine can't run {name} ({type(fault).__name__}: {fault})",
+            where="--model",
+            remedy="Use another architecture; this one isn't built as the engine expects",
+        ) from fault
     difference = float((fast - slow).abs().max())
     if not difference <= tolerance:
         raise ConfigError(
-            f"the shared-prompt engine doesn't compute {type(policy.transformer).__name__} correctly: its"
-            f" log-probabilities differ from the model's own by up to {difference:.3g} nats a token"
-            f" (allowed: {tolerance:.3g})",
+            f"the shared-prompt engine doesn't compute {name} correctly: its log-probabilities differ from the model's"
+            f" own by up to {difference:.3g} nats a token (allowed: {tolerance:.3g})",
+            where="--model",
             remedy="Use another architecture; this one has parts that the engine doesn't know",
         )
 
