@@ -27,15 +27,13 @@ def log1mexp(x: Tensor) -> Tensor:
     """log(1 − e^x) for x ≤ 0, by the branch that doesn't cancel, switched at −ln 2.
 
     Above −CERTAIN it goes on as its tangent there (slope −1/CERTAIN), so that a certain token gives a large finite
-    value and a gradient instead of −∞. Each branch sees only arguments that it is good for, because ``where`` passes
-    the NaN of an unused branch on to the gradient.
+    value and a gradient instead of −∞. The clamp also keeps both branches finite: ``where`` would pass the NaN of an
+    unused branch on to the gradient.
     """
     certain = (x + CERTAIN).clamp(min=0)
     x = x.clamp(max=-CERTAIN)
-    near = x > -math.log(2)
-    by_expm1 = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
-    by_log1p = torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
-    return torch.where(near, by_expm1, by_log1p) - certain / CERTAIN
+    value = torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+    return value - certain / CERTAIN
 
 
 def log_odds(x: Tensor) -> Tensor:
