@@ -19,10 +19,52 @@ class LossConfig:
     """Name of the loss, as in ``dipole.LOSSES``."""
     beta: float | None = None
     """Strength of the tie to the reference; higher stays closer. 0.1 to 0.5 is known to work for DPO."""
-    label_smoothing: float | None = None
-    """cDPO: the assumed share of flipped labels."""
+    alpha: float | None = None
+    """Of odpo, fdpo_alpha, xpo, rdpo_length, ld_dpo, tdpo2, alphapo, unlikelihood: see the loss."""
+    anchor: float | None = None
+    """mdpo: reward that the chosen completion should exceed."""
+    clamp_weight: bool | None = None
+    """wpo: whether weights stop at 1."""
+    desirable_weight: float | None = None
+    """kto: weight of desirable completions."""
+    eta: float | None = None
+    """NVIDIA's RPO: scale of the scores; rpo_liu: weight of the likelihood."""
+    flip_prob: float | None = None
+    """rdpo: assumed rate of flipped labels, below ½."""
+    gamma: float | None = None
+    """adpo: the margin up to which a label is asked for."""
     gamma_beta_ratio: float | None = None
-    """SimPO: the margin γ divided by β."""
+    """simpo, alphapo: margin γ divided by β."""
+    gap: float | None = None
+    """slic: by how many nats the chosen one should lead."""
+    label_smoothing: float | None = None
+    """cdpo: assumed rate of flipped labels."""
+    momentum: float | None = None
+    """beta_dpo: of the running mean of margins."""
+    nll_weight: float | None = None
+    """rpo_pang, cpo, slic: weight of the likelihood of the chosen completion."""
+    odds_weight: float | None = None
+    """orpo: weight of the odds-ratio term."""
+    offset: float | None = None
+    """safedpo: extra margin of safe over unsafe."""
+    penalty_weight: float | None = None
+    """dpop: weight of the chosen completion's lost likelihood."""
+    r_max: float | None = None
+    """chi_po: bound of the rewards."""
+    scale_reference: bool | None = None
+    """ld_dpo: whether the reference's tokens are discounted too."""
+    score_scale: float | None = None
+    """infonca, nca_kwise, exo_kwise: what scores are divided by before their softmax."""
+    sensitivity: float | None = None
+    """beta_dpo: how strongly β follows the batch's margin."""
+    target_smoothing: float | None = None
+    """exo: how far the target is from certain."""
+    tau: float | None = None
+    """discopop: temperature of the modulation."""
+    undesirable_weight: float | None = None
+    """kto: weight of undesirable completions."""
+    weights: tuple[float, ...] | None = None
+    """modpo, mpo: weights of the objectives, or of the parts of the mix."""
 
     def hyperparameters(self) -> dict[str, Any]:
         """Those that were given."""

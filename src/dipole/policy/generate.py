@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dipole.policy.attention import plain_attention
 from dipole.policy.logprobs import Policy
@@ -29,7 +31,7 @@ class Sampling:
     top_p: float = 1.0
     max_new_tokens: int = 128
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,8 @@ def sample(
     was_training = policy.training
     policy.eval()
     devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), plain_attention(policy.transformer):
+    model = policy.transformer
+    with torch.random.fork_rng(devices=devices), plain_attention(model), _without_own_settings(model):
         torch.manual_seed(sampling.seed)
         for start in range(0, len(order), sampling.batch_size):
             part = order[start : start + sampling.batch_size]
@@ -94,15 +97,41 @@ def sample(
     return [drawn[index] for index in range(len(prompts))]
 
 
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Hides the model's generation settings, such as a repetition penalty: they would fill in what ours leave open."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def _generate(policy: Policy, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
     """New tokens of each prompt, padding included. Prompts are padded on the left."""
+    model: Any = policy.model
     longest = max(map(len, prompts))
     pad = settings.pad_token_id
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in prompts], device=policy.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=policy.device)
-    output: Tensor = policy.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    shared = _shared_cache(policy, prompts)
+    output: Tensor = model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=settings, past_key_values=shared
+    )
     rows: list[list[int]] = output[:, longest:].tolist()
     return rows
+
+
+def _shared_cache(policy: Policy, prompts: Sequence[Sequence[int]]) -> DynamicCache | None:
+    """Keys and values of a prompt that all rows have in common, computed once and repeated; ``None`` if they differ."""
+    if len(prompts) < 2 or len(prompts[0]) < 2 or any(row != prompts[0] for row in prompts[1:]):
+        return None
+    cache = DynamicCache(config=policy.transformer.config)
+    # The last token stays out: generation has to read at least one to predict the next.
+    ids = torch.tensor([list(prompts[0][:-1])], device=policy.device)
+    policy.model(input_ids=ids, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(prompts))
+    return cache
 
 
 def _end_ids(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> set[int]:

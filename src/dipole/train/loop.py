@@ -10,18 +10,19 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dipole.data.batch import Lists, PackedBatch, Pairs, Relations, Unaries, micro_batches, pack, total_weight
+from dipole.data.batch import PackedBatch, Pairs, Relations, micro_batches, pack, total_weight
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import TrainingFault
-from dipole.objective import Completions, ListIndex, Outcome, PairIndex, UnaryIndex, evaluate
+from dipole.objective import Completions, Outcome, PairIndex, evaluate
 from dipole.objective.diagnostics import pair_metrics
 from dipole.policy.logprobs import sum_by_completion
+from dipole.train.inputs import completions_of, relation_index
 from dipole.train.optim import rate_at
 from dipole.train.setup import Run
 
@@ -120,31 +121,16 @@ def forward(run: Run, batch: PackedBatch) -> tuple[Completions, Outcome]:
     with run.accelerator.autocast():
         reference = None if run.reference is None else run.reference.token_logps(batch)
         policy = run.policy(batch)
-    completions = Completions(
-        logps=sum_by_completion(policy, batch),
-        ref_logps=None if reference is None else sum_by_completion(reference, batch),
-        lengths=batch.num_targets,
-        extras={"scores": batch.scores},
-    )
-    return completions, evaluate(run.loss, run.hyper, completions, index(batch.relations))
-
-
-def index(relations: Relations) -> PairIndex | UnaryIndex | ListIndex:
-    """A batch's relations as a loss takes them."""
-    match relations:
-        case Pairs():
-            return PairIndex(i=relations.chosen, j=relations.rejected, prob=relations.prob)
-        case Unaries():
-            return UnaryIndex(i=relations.completion, desirable=relations.desirable)
-        case Lists():
-            return ListIndex(order=relations.order)
+    ref_logps = None if reference is None else sum_by_completion(reference, batch)
+    completions = completions_of(batch, sum_by_completion(policy, batch), ref_logps)
+    return completions, evaluate(run.loss, run.hyper, completions, relation_index(batch.relations))
 
 
 def relation_metrics(completions: Completions, outcome: Outcome, relations: Relations) -> dict[str, Tensor]:
     """(R,) values that are averaged and logged."""
     values = {"loss": outcome.losses, **outcome.logged}
     if isinstance(relations, Pairs):
-        pairs = index(relations)
+        pairs = relation_index(relations)
         assert isinstance(pairs, PairIndex)
         values |= pair_metrics(completions, outcome.rewards, pairs)
         if completions.ref_logps is not None:
@@ -175,13 +161,8 @@ def check_start(run: Run) -> None:
     batch = pack(part[0]).to(run.accelerator.device)
     completions, outcome = forward(run, batch)
     assert completions.ref_logps is not None
-    equal = Completions(
-        logps=completions.ref_logps,
-        ref_logps=completions.ref_logps,
-        lengths=completions.lengths,
-        extras=completions.extras,
-    )
-    expected = evaluate(run.loss, run.hyper, equal, index(batch.relations)).losses
+    equal = replace(completions, logps=completions.ref_logps)
+    expected = evaluate(run.loss, run.hyper, equal, relation_index(batch.relations)).losses
     gap = float((completions.logps - completions.ref_logps).abs().max())
     difference = float((outcome.losses - expected).abs().max()) if expected.numel() else 0.0
     tolerance = 1e-4 if run.accelerator.mixed_precision == "no" else 0.1

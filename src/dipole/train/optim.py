@@ -11,7 +11,7 @@ from dipole.config import TrainConfig
 
 DEFAULT_RATE = {"none": 1e-6, "lora": 1e-4}
 KNOWN_RATE = {"none": (1e-6, 1e-5), "lora": (1e-5, 5e-4)}
-KNOWN_BATCH = (32, 128)
+KNOWN_COMPLETIONS = (64, 256)
 KNOWN_BETA = (0.1, 0.5)
 
 
@@ -49,17 +49,19 @@ def rate_at(step: int, total: int, config: TrainConfig) -> float:
             return peak
 
 
-def cautions(config: TrainConfig, beta: float | None) -> list[str]:
+def cautions(config: TrainConfig, beta: float | None, completions_per_step: float) -> list[str]:
     """Sentences about settings outside of the range that is known to work."""
     said = []
     low, high = KNOWN_RATE[config.peft.method]
     method = "LoRA" if config.peft.method == "lora" else "training all weights"
-    if not low <= learning_rate(config) <= high:
+    rate = learning_rate(config)
+    if not low <= rate <= high:
+        said.append(f"A learning rate of {rate:g} is outside of {low:g} to {high:g}, known to work for {method}.")
+    if not KNOWN_COMPLETIONS[0] <= completions_per_step <= KNOWN_COMPLETIONS[1]:
         said.append(
-            f"A learning rate of {learning_rate(config):g} is outside of {low:g} to {high:g}, known for {method}."
+            f"A step of {config.global_batch_size} groups has {completions_per_step:.0f} completions; known to work are"
+            f" {KNOWN_COMPLETIONS[0]} to {KNOWN_COMPLETIONS[1]}, as in 32 to 128 pairs."
         )
-    if not KNOWN_BATCH[0] <= config.global_batch_size <= KNOWN_BATCH[1]:
-        said.append(f"A batch of {config.global_batch_size} groups is outside of {KNOWN_BATCH[0]} to {KNOWN_BATCH[1]}.")
     if config.loss.name in ("dpo", "sigmoid") and beta is not None and not KNOWN_BETA[0] <= beta <= KNOWN_BETA[1]:
-        said.append(f"A beta of {beta:g} is outside of {KNOWN_BETA[0]:g} to {KNOWN_BETA[1]:g}, known for DPO.")
+        said.append(f"A beta of {beta:g} is outside of {KNOWN_BETA[0]:g} to {KNOWN_BETA[1]:g}, known to work for DPO.")
     return said

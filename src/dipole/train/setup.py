@@ -27,6 +27,7 @@ from dipole.policy.load import load_model, load_tokenizer, max_positions, weight
 from dipole.policy.logprobs import Policy, check_engine
 from dipole.policy.reference import Reference, make_reference
 from dipole.progress import Progress
+from dipole.train.inputs import check_relations, check_trainable
 from dipole.train.optim import cautions, make_optimizer
 
 DEFAULT_LENGTH = 1024
@@ -92,11 +93,14 @@ def prepare(config: TrainConfig, progress: Progress) -> Run:
     """
     config = with_max_length(config)
     loss = resolve(config.loss.name)
+    check_trainable(loss)
     hyper = loss.settings(**config.loss.hyperparameters())
-    for caution in cautions(config, hyper.get("beta")):
-        progress.say(caution)
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(config, loss, tokenizer, progress)
+    check_relations(loss, hyper, [*data.train, *data.held_out])
+    completions_per_step = config.global_batch_size * data.facts["completions"] / data.facts["groups"]
+    for caution in cautions(config, hyper.get("beta"), completions_per_step):
+        progress.say(caution)
     progress.stage("Loading the model")
     accelerator = make_accelerator(config)
     policy = load_policy(config, accelerator)
