@@ -167,7 +167,7 @@ def test_the_library_prints_nothing(module: str) -> None:
 
 IMPORT_EVERYTHING = """
 import importlib, logging, os, random, signal, sys, warnings
-import numpy, torch, transformers, peft, accelerate, datasets, scipy.special, matplotlib, jsonargparse, rich
+import numpy, torch, transformers, peft, accelerate, datasets, scipy.special, matplotlib, jsonargparse, rich.progress, rich.table
 
 def state():
     return {
