@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,31 +24,37 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig, *, seed: int) -> nn.
         model: is changed in place.
         config: which adapter, how large, on which modules.
         seed: of the adapter's initial weights.
+
+    Raises:
+        ConfigError: a target isn't there, or can't have an adapter.
     """
     if config.method == "none":
         return model
-    targets: str | list[str] = config.targets
-    if targets != "all-linear":
-        targets = [name.strip() for name in config.targets.split(",")]
+    names = [name.strip() for name in config.targets.split(",")]
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha if config.alpha is not None else 2 * config.rank,
         lora_dropout=0.0,
-        target_modules=targets,
+        target_modules=names if names != ["all-linear"] else "all-linear",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quietly():
         torch.manual_seed(seed)
         try:
-            with quietly():
-                adapted: nn.Module = get_peft_model(model, lora)
+            adapted: Any = get_peft_model(model, lora)
         except ValueError as fault:
-            raise ConfigError(
-                f"no module of the model is called {config.targets}: {str(fault).splitlines()[0]}",
-                where="--peft.targets",
-                remedy="Use all-linear, or names such as q_proj,v_proj",
-            ) from fault
+            raise _bad_targets(f"can't put an adapter on {config.targets}: {str(fault).splitlines()[0]}") from fault
+    touched = {name.rpartition(".")[2] for name in adapted.base_model.targeted_module_names}
+    if names != ["all-linear"] and (unknown := [name for name in names if name.rpartition(".")[2] not in touched]):
+        raise _bad_targets(f"no module of the model is called {', '.join(unknown)}")
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise _bad_targets("an adapter on the language-model head isn't possible: the engine reads its weight alone")
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # few, and updates below bfloat16's spacing would be lost
-    return adapted
+    result: nn.Module = adapted
+    return result
+
+
+def _bad_targets(problem: str) -> ConfigError:
+    return ConfigError(problem, where="--peft.targets", remedy="Use all-linear, or names such as q_proj,v_proj")
