@@ -65,11 +65,13 @@ def train(
 
 
 def run_training(config: TrainConfig, progress: Progress | None = None) -> Path:
-    """What ``dipole train`` does: a training run and its report. Returns the run folder."""
+    """What ``dipole train`` does: a training run, its measures and its report. Returns the run folder."""
+    from dipole.evaluate.measure import measure_run
     from dipole.evaluate.report import write_report
     from dipole.train.run import train
 
     run = train(config, progress)
+    measure_run(run)
     write_report(run)
     return run
 

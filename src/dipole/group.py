@@ -1,7 +1,7 @@
 """The one data structure: a prompt, its completions, and the judgments made of them.
 
 A *judgment* is one act of one annotator (a person or a model) and is never edited. What a loss consumes, its
-*relations*, is computed from judgments by ``dipole.data.reduce``. All classes here are immutable; a change is a new object.
+*relations*, is computed from judgments by ``dipole.data.reduce``. All classes here are immutable.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 def save_checkpoint(run: Run) -> Path:
     """Writes ``checkpoints/step-NNNNNN`` and removes old ones, never below two valid ones."""
     folder = run.output / "checkpoints" / f"step-{run.step:06d}"
-    if not run.accelerator.is_main_process or folder.exists():
+    if folder.exists():
         return folder
     scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     scratch.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """The loop: an optimizer step at a time, each a list of micro-batches that share one normalisation.
 
-A step's loss is Σ weight · loss of a relation, over all micro-batches and ranks, divided by the global sum of weights.
-So neither the token budget nor the number of processes changes what the gradient means.
+A step's loss is Σ weight · loss of a relation, over all micro-batches, divided by the sum of all weights of the step.
+So the token budget doesn't change what the gradient means.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,12 +52,11 @@ class Meter:
             self._sums[name] = self._sums.get(name, 0.0) + (value.detach() * weight).sum().double()
             self._weights[name] = self._weights.get(name, 0.0) + weight.sum().double()
 
-    def means(self, run: Run) -> dict[str, float]:
-        """The weighted means over all ranks; the one place that waits for the device."""
+    def means(self) -> dict[str, float]:
+        """The weighted means; the one place that waits for the device."""
         if not self._sums:
             return {}
-        table = torch.stack([torch.stack([self._sums[name], self._weights[name]]) for name in self._sums])
-        sums = run.accelerator.reduce(table, reduction="sum").tolist()
+        sums = torch.stack([torch.stack([self._sums[name], self._weights[name]]) for name in self._sums]).tolist()
         return {name: total / weight for name, (total, weight) in zip(self._sums, sums, strict=True) if weight}
 
 
@@ -76,7 +74,7 @@ def steps(run: Run) -> Iterator[StepInfo]:
         meter = Meter()
         backward(run, groups, meter)
         norm = clip(run)
-        metrics = meter.means(run)
+        metrics = meter.means()
         _check_finite(run, metrics, norm)
         rate = rate_at(run.step, run.total_steps, run.config)
         for part in run.optimizer.param_groups:
@@ -103,16 +101,11 @@ def steps(run: Run) -> Iterator[StepInfo]:
 def backward(run: Run, groups: list[TokenizedGroup], meter: Meter) -> None:
     """Accumulates the gradient of one optimizer step over its micro-batches."""
     accelerator = run.accelerator
-    mine = groups[accelerator.process_index :: accelerator.num_processes]
-    weight = torch.tensor(total_weight(groups), device=accelerator.device)
-    parts = micro_batches(mine, run.config.max_tokens_per_microbatch)
-    for number, part in enumerate(parts, start=1):
+    weight = total_weight(groups)
+    for part in micro_batches(groups, run.config.max_tokens_per_microbatch):
         batch = pack(part).to(accelerator.device)
-        with _sync(run, last=number == len(parts)):
-            completions, outcome = forward(run, batch)
-            loss = (outcome.losses * batch.relations.weight).sum()
-            # Distributed engines average gradients over processes; the loss is a sum over them.
-            accelerator.backward(loss * (accelerator.num_processes / weight))
+        completions, outcome = forward(run, batch)
+        accelerator.backward((outcome.losses * batch.relations.weight).sum() / weight)
         meter.add(relation_metrics(completions, outcome, batch.relations), batch.relations.weight)
 
 
@@ -184,26 +177,16 @@ def _check_finite(run: Run, metrics: Mapping[str, float], norm: float) -> None:
         )
 
 
-def _sync(run: Run, *, last: bool) -> AbstractContextManager[Any]:
-    """Gradients are exchanged between processes once a step, with the last micro-batch."""
-    if last or run.accelerator.num_processes == 1:
-        return nullcontext()
-    manager: AbstractContextManager[Any] = run.accelerator.no_sync(run.policy)
-    return manager
-
-
 @torch.no_grad()
 def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Scores the held-out data.
 
     Returns:
-        A row a relation of this process's share (its values, weight and label), and the metrics over all processes,
-        under ``eval/``.
+        A row a relation (its values, weight and label), and the metrics under ``eval/``.
     """
     meter, rows = Meter(), []
     accelerator = run.accelerator
-    mine = run.data.held_out[accelerator.process_index :: accelerator.num_processes]
-    for part in micro_batches(mine, run.config.max_tokens_per_microbatch):
+    for part in micro_batches(run.data.held_out, run.config.max_tokens_per_microbatch):
         batch = pack(part).to(accelerator.device)
         completions, outcome = forward(run, batch)
         values = relation_metrics(completions, outcome, batch.relations)
@@ -216,5 +199,5 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
             {"id": ids[number]} | {name: column[number] for name, column in columns.items()}
             for number in range(len(ids))
         ]
-    metrics = {f"eval/{name}": value for name, value in meter.means(run).items()}
+    metrics = {f"eval/{name}": value for name, value in meter.means().items()}
     return rows, metrics | {"eval/n": len(rows)}

@@ -165,8 +165,6 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
 
 def save_final(run: Run) -> None:
     """``final/``: loads with transformers, or with PEFT when an adapter was trained; tokenizer included."""
-    if not run.accelerator.is_main_process:
-        return
     folder = run.output / "final"
     with quietly():
         run.policy.model.save_pretrained(str(folder))  # type: ignore[operator]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
 from transformers import PreTrainedTokenizerBase
 
 from dipole.config import TrainConfig
@@ -220,7 +219,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         precision = "bf16"
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("float16 needs a GPU", where="--dtype float16", remedy="Use float32 or bfloat16")
-    return Accelerator(mixed_precision=precision, dataloader_config=DataLoaderConfiguration())
+    accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            f"this run was started as {accelerator.num_processes} processes, but training takes one so far",
+            remedy="Start it without a launcher",
+        )
+    return accelerator
 
 
 def load_policy(config: TrainConfig, accelerator: Accelerator) -> Policy:
