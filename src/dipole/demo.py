@@ -33,9 +33,9 @@ WORDS = (4, 12)
 """Shortest and longest sentence in words: short ones make the demo quick."""
 COMPLETIONS = 8
 GROUPS_PER_STEP = 8
-STEPS = 12
-HELD_OUT_GROUPS = 16
-SAMPLES = 64
+STEPS = 10
+HELD_OUT_GROUPS = 12
+SAMPLES = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
