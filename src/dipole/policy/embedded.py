@@ -6,7 +6,9 @@ without running anything of it, checked against its hash, read by transformers, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -83,7 +85,8 @@ def _fetch(scratch: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quietly():
+    # The bar of the GGUF reader knows no switch; it goes to standard error.
+    with quietly(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # The weights are plain float32 now; with these entries left, they couldn't be saved.
