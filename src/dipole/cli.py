@@ -119,6 +119,8 @@ def convert(options: ConvertOptions) -> int:
     from dipole import terminal
     from dipole.data.formats import load_groups, save_groups, save_pairs, save_unpaired
 
+    if Path(options.output).resolve() == Path(options.data).resolve():
+        raise ConfigError("this is the file that is read", where=f"--output {options.output}", remedy="Name another")
     groups = load_groups(options.data)
     if options.to == "groups":
         counts = {"groups": save_groups(groups, options.output)}

@@ -46,7 +46,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, example: str, positi
         SystemExit: after ``--help`` or ``--print_config`` was printed.
     """
     parser = _parser(kind, prog, example, positional)
-    hints = _hints(kind)
+    hints = option_types(kind)
     files, flags = _split_config(argv)
     _check_flags(flags, hints, prog)
     places: dict[str, str] = {}
@@ -126,10 +126,11 @@ def _field_docs(kind: type[Any]) -> dict[str, str]:
     return {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
 
 
-def _hints(kind: type[Any], prefix: str = "") -> dict[str, Any]:
+def option_types(kind: type[Any], prefix: str = "") -> Hints:
+    """The type of every option of a dataclass and those nested in it, by its dotted name."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
-        found |= _hints(hint, f"{prefix}{name}.") if _is_part(hint) else {prefix + name: hint}
+        found |= option_types(hint, f"{prefix}{name}.") if _is_part(hint) else {prefix + name: hint}
     return found
 
 

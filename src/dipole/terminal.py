@@ -6,9 +6,9 @@ Progress is drawn with bars where someone watches, and written as plain lines wh
 from __future__ import annotations
 
 import sys
-import time
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 from rich import progress as bars
@@ -85,7 +85,7 @@ class _Stage:
 
     text: str
     total: int | None
-    began: float = field(default_factory=time.monotonic)
+    began: float
     done: int = 0
     skipped: int = 0
     note: str = ""
@@ -97,7 +97,7 @@ class _Stage:
         self.note = note or self.note
 
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        return monotonic() - self.began
 
     def seconds_left(self) -> float | None:
         measured = self.done - self.skipped
@@ -135,7 +135,7 @@ class Bars:
     def stage(self, text: str, total: int | None = None) -> None:
         """Ends the stage before with a line, and begins a bar."""
         self._end(finished=True)
-        self._stage = _Stage(text, total)
+        self._stage = _Stage(text, total, began=monotonic())
         self._task = self._bars.add_task(inert(text), total=total, count="", note="", left="")
 
     def advance(self, units: int = 1, note: str = "") -> None:
@@ -176,7 +176,7 @@ class Lines:
 
     def stage(self, text: str, total: int | None = None) -> None:
         """A line."""
-        self._stage = _Stage(text, total)
+        self._stage = _Stage(text, total, began=monotonic())
         self._written = self._stage.began
         self.say(text)
 
@@ -186,7 +186,7 @@ class Lines:
         if stage is None:
             return
         stage.advance(units, note)
-        now = time.monotonic()
+        now = monotonic()
         if now - self._written >= LINE_EVERY or (stage.total is not None and stage.done >= stage.total):
             self._written = now
             parts = [_count(stage), stage.note, _left(stage)]
