@@ -127,7 +127,9 @@ def duration(seconds: float | None) -> str:
 
 def _trained(run: RunFolder) -> str:
     data, model = run.manifest.get("data") or {}, run.manifest.get("model") or {}
-    sentence = f"{model.get('name', 'A model')} was trained"
+    name = str(model.get("name", "A model")).rstrip("/")
+    # A hub id has one slash; of a folder, the last part says enough.
+    sentence = f"{name if name.count('/') == 1 else name.rsplit('/', 1)[-1]} was trained"
     if how := method(run.config):
         sentence += f" with {how}"
     if data.get("groups"):

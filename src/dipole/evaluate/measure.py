@@ -49,7 +49,7 @@ def _stages(path: Path) -> tuple[Rows, Rows]:
 def _accuracy(before: Rows, after: Rows) -> list[Measure]:
     """How often the implicit reward ranks a held-out pair as people did; on all pairs, and on the clear ones."""
     measures: list[Measure] = []
-    for name, threshold in (("Held-out accuracy", 0.5), ("… on clear pairs", CLEAR)):
+    for name, threshold in (("Held-out accuracy", 0.5), ("Held-out accuracy, clear pairs", CLEAR)):
         kept = [
             [row for row in stage if "prob" in row and row["prob"] > 0.5 and row["prob"] >= threshold]
             for stage in (before, after)
