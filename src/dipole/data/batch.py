@@ -8,6 +8,7 @@ processes or another token budget, sees the same groups in the same optimizer st
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
@@ -190,6 +191,14 @@ def _relations(groups: Sequence[TokenizedGroup]) -> Relations:
 def total_weight(groups: Sequence[TokenizedGroup]) -> float:
     """The sum of all relations' weights: what an optimizer step's loss is divided by."""
     return sum(relation.weight for group in groups for relation in group.relations)
+
+
+def groups_fingerprint(groups: Sequence[TokenizedGroup]) -> str:
+    """A hash of all tokens and relations: what makes two sets of groups the same to training."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(repr((group.prompt_ids, group.completion_ids, group.relations, group.scores)).encode())
+    return digest.hexdigest()[:32]
 
 
 def micro_batches(groups: Sequence[TokenizedGroup], max_tokens: int) -> list[list[TokenizedGroup]]:

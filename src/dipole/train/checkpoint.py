@@ -28,10 +28,12 @@ MANIFEST = "manifest.json"
 
 
 def save_checkpoint(run: Run) -> Path:
-    """Writes ``checkpoints/step-NNNNNN`` and removes old ones, never below two valid ones."""
+    """Writes ``checkpoints/step-NNNNNN``, over a damaged one if there is, and keeps the two newest valid ones."""
     folder = run.output / "checkpoints" / f"step-{run.step:06d}"
     if folder.exists():
-        return folder
+        if _damage(folder) is None:
+            return folder
+        shutil.rmtree(folder)
     scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     scratch.mkdir(parents=True)
     try:
@@ -82,8 +84,8 @@ def identity(run: Run) -> dict[str, Any]:
     """What has to be the same for a checkpoint to go on: settings that a step's result depends on."""
     config = run.config
     return {
-        "model": config.model,
-        "data": dict(run.data.facts),
+        "model": run.fingerprint,
+        "data": {name: value for name, value in run.data.facts.items() if name != "source"},
         "loss": {"name": run.loss.name, **{name: _plain(value) for name, value in run.hyper.items()}},
         "peft": {name: getattr(config.peft, name) for name in ("method", "rank", "alpha", "targets")},
         "global_batch_size": config.global_batch_size,
@@ -161,6 +163,8 @@ def _damage(folder: Path) -> str | None:
 
 
 def _prune(folder: Path) -> None:
+    for unfinished in folder.glob(".step-*.tmp"):  # of a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     valid = [path for path in sorted(folder.glob("step-*"), reverse=True) if _damage(path) is None]
     for path in valid[KEEP:]:
         shutil.rmtree(path, ignore_errors=True)

@@ -19,7 +19,7 @@ from dipole.data.batch import in_chunks
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError, Stopped
 from dipole.policy.generate import Sampling, sample
-from dipole.policy.load import count_parameters, fingerprint, quietly
+from dipole.policy.load import count_parameters, quietly
 from dipole.policy.logprobs import sum_by_completion
 from dipole.progress import Progress, Silent
 from dipole.train.checkpoint import resume, save_checkpoint
@@ -56,7 +56,7 @@ def train(config: TrainConfig, progress: Progress | None = None, *, kind: str = 
         for sentence in resume(run):
             progress.say(sentence)
     for name in ("metrics.jsonl", "samples.jsonl", "held_out.jsonl"):
-        cut_back(output / name, run.step - (run.step == 0))
+        cut_back(output / name, run.step)
     (output / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
     write_json(output / "audit.json", run.data.report.to_json())
     write_json(output / "manifest.json", manifest)
@@ -77,6 +77,8 @@ def _train(run: Run, progress: Progress) -> None:
     config = run.config
     if run.step == 0:
         evaluate(run, progress, stage="before")
+    elif run.step < run.total_steps:
+        _between_steps(run, progress)  # the checkpoint was saved before it
     progress.stage("Training", total=run.total_steps)
     progress.advance(run.step)
     with _stop_signal() as stop:
@@ -95,13 +97,18 @@ def _train(run: Run, progress: Progress) -> None:
                 break
             if _due(info.step, config.checkpoint_every):
                 save_checkpoint(run)
-            if _due(info.step, config.eval_every):
-                append_lines(run.output / "metrics.jsonl", [_held_out(run, stage=None)])
-            if _due(info.step, config.sample_every):
-                append_lines(run.output / "samples.jsonl", draw_samples(run, "step", progress))
+            _between_steps(run, progress)
     progress.stage("Saving the model")
     save_final(run)
     evaluate(run, progress, stage="after")
+
+
+def _between_steps(run: Run, progress: Progress) -> None:
+    """Held-out metrics and samples in the course of training, where they are due."""
+    if _due(run.step, run.config.eval_every):
+        append_lines(run.output / "metrics.jsonl", [_held_out(run, stage=None)])
+    if _due(run.step, run.config.sample_every):
+        append_lines(run.output / "samples.jsonl", draw_samples(run, "step", progress))
 
 
 def evaluate(run: Run, progress: Progress, *, stage: str) -> None:
@@ -195,7 +202,7 @@ def _manifest(run: Run, kind: str) -> dict[str, Any]:
         "environment": environment(run.accelerator.device),
         "model": {
             "name": run.config.model,
-            "fingerprint": fingerprint(run.policy.transformer),
+            "fingerprint": run.fingerprint,
             "parameters": total,
             "trainable": trained,
         },

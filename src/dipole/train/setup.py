@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dipole.config import TrainConfig
 from dipole.data.audit import AuditReport, audit
-from dipole.data.batch import Order, pack
+from dipole.data.batch import Order, groups_fingerprint, pack
 from dipole.data.files import is_held_out
 from dipole.data.formats import load_groups
 from dipole.data.reduce import reduce_groups
@@ -22,7 +22,7 @@ from dipole.errors import ConfigError, DataError
 from dipole.group import Group, plain
 from dipole.objective import Loss, resolve
 from dipole.policy.adapters import add_adapter
-from dipole.policy.load import load_model, load_tokenizer, max_positions, weights_dtype
+from dipole.policy.load import fingerprint, load_model, load_tokenizer, max_positions, weights_dtype
 from dipole.policy.logprobs import Policy, check_engine
 from dipole.policy.reference import Reference, make_reference
 from dipole.progress import Progress
@@ -64,6 +64,7 @@ class Run:
     """A run's parts. Only ``step`` changes, and what lies inside of policy and optimizer.
 
     Args:
+        fingerprint: of the model that training starts from.
         loss, hyper: the loss's row and its hyper-parameters.
         step: optimizer steps done.
     """
@@ -73,6 +74,7 @@ class Run:
     accelerator: Accelerator
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
+    fingerprint: str
     reference: Reference | None
     loss: Loss
     hyper: Mapping[str, Any]
@@ -102,7 +104,7 @@ def prepare(config: TrainConfig, progress: Progress) -> Run:
         progress.say(caution)
     progress.stage("Loading the model")
     accelerator = make_accelerator(config)
-    policy = load_policy(config, accelerator)
+    policy, weights = load_policy(config, accelerator)
     _check_vocabulary(policy, tokenizer)
     probe = pack(sorted(data.train, key=lambda group: group.num_tokens)[:2]).to(accelerator.device)
     check_engine(policy, probe, tolerance=1e-3 if accelerator.mixed_precision == "no" else 0.5)
@@ -115,6 +117,7 @@ def prepare(config: TrainConfig, progress: Progress) -> Run:
         accelerator=accelerator,
         tokenizer=tokenizer,
         policy=policy,
+        fingerprint=weights,
         reference=reference,
         loss=loss,
         hyper=hyper,
@@ -154,6 +157,7 @@ def prepare_data(config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizer
         "eval_groups": len(tokenized[1]),
         "eval_relations": sum(len(group.relations) for group in tokenized[1]),
         "tokens": sum(group.num_tokens for group in tokenized[0]),
+        "fingerprint": groups_fingerprint(tokenized[0]),
     }
     prompts = _sample_prompts(held_out or train, config, tokenizer)
     return Data(train=tokenized[0], held_out=tokenized[1], prompts=prompts, report=report, facts=facts)
@@ -228,12 +232,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def load_policy(config: TrainConfig, accelerator: Accelerator) -> Policy:
-    """The policy on its device. A fully trained model keeps float32 weights; a frozen one may be narrower."""
+def load_policy(config: TrainConfig, accelerator: Accelerator) -> tuple[Policy, str]:
+    """The policy on its device, and the fingerprint of the model that it starts from.
+
+    A fully trained model keeps float32 weights; a frozen one may be narrower. Evaluation mode switches off whatever an
+    architecture does at random in training: many have dropout that isn't a module.
+    """
     wide = config.peft.method == "none"
     dtype = torch.float32 if wide else weights_dtype(config.dtype, accelerator.device)
     model = load_model(config.model, dtype=dtype)
-    return Policy(add_adapter(model, config.peft, seed=config.seed)).to(accelerator.device).train()
+    weights = fingerprint(model)
+    return Policy(add_adapter(model, config.peft, seed=config.seed)).to(accelerator.device).eval(), weights
 
 
 def with_max_length(config: TrainConfig) -> TrainConfig:
