@@ -91,7 +91,12 @@ def train(config: TrainConfig) -> int:
         from dipole.evaluate.run_folder import read_run_folder
 
         folder = run_training(config, progress)
-    for sentence in lead(read_run_folder(folder)):
+    run = read_run_folder(folder)
+    what, *outcome = lead(run)
+    terminal.show(what)
+    if run.measures:
+        terminal.show_measures(run.measures)
+    for sentence in outcome:
         terminal.show(sentence)
     terminal.show(f"Model: {folder / 'final'}")
     terminal.show(f"Report: {folder / 'report.html'}")
