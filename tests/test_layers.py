@@ -167,7 +167,8 @@ def test_the_library_prints_nothing(module: str) -> None:
 
 IMPORT_EVERYTHING = """
 import importlib, logging, os, random, signal, sys, warnings
-import numpy, torch, transformers, peft, accelerate, datasets, scipy.special, matplotlib, jsonargparse, rich.progress, rich.table
+import accelerate, datasets, jsonargparse, matplotlib, numpy, peft, scipy.special, torch, transformers
+import rich.progress, rich.table
 
 def state():
     return {
