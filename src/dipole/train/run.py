@@ -116,7 +116,7 @@ def evaluate(run: Run, progress: Progress, *, stage: str) -> None:
     if run.data.held_out:
         progress.stage(f"Scoring {len(run.data.held_out)} held-out groups")
         append_lines(run.output / "metrics.jsonl", [_held_out(run, stage)])
-    if run.config.num_samples:
+    if run.data.prompts:
         progress.stage(f"Sampling {run.config.num_samples} completions", total=run.config.num_samples)
         append_lines(run.output / "samples.jsonl", draw_samples(run, stage, progress))
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerBase
 
 from dipole.config import TrainConfig
 from dipole.data.audit import AuditReport, audit
-from dipole.data.batch import Order, groups_fingerprint, pack
+from dipole.data.batch import Order, PackedBatch, groups_fingerprint, pack
 from dipole.data.files import is_held_out
 from dipole.data.formats import load_groups
 from dipole.data.reduce import reduce_groups
@@ -92,6 +96,7 @@ def prepare(config: TrainConfig, progress: Progress) -> Run:
         ConfigError: options that don't fit each other, the loss or the model.
         DataError: data that can't be trained on.
     """
+    accelerator = make_accelerator(config)
     config = with_max_length(config)
     loss = resolve(config.loss.name)
     check_trainable(loss)
@@ -103,11 +108,10 @@ def prepare(config: TrainConfig, progress: Progress) -> Run:
     for caution in cautions(config, hyper.get("beta"), completions_per_step):
         progress.say(caution)
     progress.stage("Loading the model")
-    accelerator = make_accelerator(config)
     policy, weights = load_policy(config, accelerator)
     _check_vocabulary(policy, tokenizer)
-    probe = pack(sorted(data.train, key=lambda group: group.num_tokens)[:2]).to(accelerator.device)
-    check_engine(policy, probe, tolerance=1e-3 if accelerator.mixed_precision == "no" else 0.5)
+    tolerance = 1e-3 if accelerator.mixed_precision == "no" else 0.5
+    check_engine(policy, _probe(data.train, policy).to(accelerator.device), tolerance=tolerance)
     reference = make_reference(config.reference, policy, needed=loss.needs_reference)
     order = Order(len(data.train), config.global_batch_size, config.seed)
     total = order.steps_per_epoch * config.num_epochs
@@ -140,6 +144,12 @@ def prepare_data(config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizer
     held_out = [group for group in groups if is_held_out(group.split)]
     if config.eval_data is not None:
         held_out += load_groups(config.eval_data)
+    if config.eval_every is not None and not held_out:
+        raise ConfigError(
+            "there are no held-out groups to evaluate on",
+            where="--eval_every",
+            remedy="Give --eval_data, or groups whose split is eval",
+        )
     if not train:
         raise DataError("all groups are held out, none is left to train on", where=config.data, remedy="Check `split`")
     report = audit(train, eval_groups=held_out, allow_shared_prompts=config.allow_shared_prompts)
@@ -160,18 +170,28 @@ def prepare_data(config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizer
         "fingerprint": groups_fingerprint(tokenized[0]),
     }
     prompts = _sample_prompts(held_out or train, config, tokenizer)
+    if config.num_samples and not prompts:
+        progress.say(f"No prompt leaves room for a sample of {config.sample_tokens} tokens, so none is drawn.")
     return Data(train=tokenized[0], held_out=tokenized[1], prompts=prompts, report=report, facts=facts)
 
 
 def _sample_prompts(groups: list[Group], config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[SamplePrompt]:
-    """The first ``num_samples`` different prompts, without those too long to leave room for an answer."""
-    different = list({plain(group.prompt): group.prompt for group in groups}.items())[: max(1, config.num_samples)]
-    ids = prompt_token_ids([prompt for _, prompt in different], tokenizer, config.prompt_format)
-    kept = [
-        SamplePrompt(text, tuple(row))
-        for (text, _), row in zip(different, ids, strict=True)
-        if 0 < len(row) < (config.max_length or DEFAULT_LENGTH)
-    ]
+    """The first ``num_samples`` different prompts that fit ``max_length`` and leave the model room for a sample."""
+    positions = max_positions(config.model) or math.inf
+    longest = min((config.max_length or DEFAULT_LENGTH) - 1, positions - config.sample_tokens)
+    seen: set[str] = set()
+    kept: list[SamplePrompt] = []
+    for group in groups:
+        text = plain(group.prompt)
+        if len(kept) == config.num_samples:
+            break
+        if text in seen:
+            continue
+        seen.add(text)
+        is_chat = any(not isinstance(completion.text, str) for completion in group.completions)
+        ids = prompt_token_ids([group.prompt], tokenizer, "chat" if is_chat else config.prompt_format)[0]
+        if 0 < len(ids) <= longest:
+            kept.append(SamplePrompt(text, tuple(ids)))
     return kept
 
 
@@ -215,21 +235,26 @@ def _say_format(
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The engine of devices and processes. It neither splits batches nor divides losses: the loop does both."""
-    precision = "no"
-    if config.dtype in ("bfloat16", "float16"):
-        precision = {"bfloat16": "bf16", "float16": "fp16"}[config.dtype]
-    elif config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        precision = "bf16"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("float16 needs a GPU", where="--dtype float16", remedy="Use float32 or bfloat16")
-    accelerator = Accelerator(mixed_precision=precision)
-    if accelerator.num_processes > 1:
+    """The engine of devices and precision. It neither splits batches nor divides losses: the loop does both.
+
+    Raises:
+        ConfigError: several processes, or a precision that training doesn't do.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # before accelerate waits for the others
         raise ConfigError(
-            f"this run was started as {accelerator.num_processes} processes, but training takes one so far",
+            f"this run was started as {processes} processes, but training takes one so far",
             remedy="Start it without a launcher",
         )
-    return accelerator
+    if config.dtype == "float16":
+        raise ConfigError(
+            "gradients in float16 need loss scaling, which training doesn't do",
+            where="--dtype",
+            remedy="Use bfloat16 or float32",
+        )
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    mixed = config.dtype == "bfloat16" or (config.dtype == "auto" and has_bfloat16)
+    AcceleratorState._reset_state()  # else a second run in one process would have the precision of the first
+    return Accelerator(mixed_precision="bf16" if mixed else "no")
 
 
 def load_policy(config: TrainConfig, accelerator: Accelerator) -> tuple[Policy, str]:
@@ -243,6 +268,14 @@ def load_policy(config: TrainConfig, accelerator: Accelerator) -> tuple[Policy, 
     model = load_model(config.model, dtype=dtype)
     weights = fingerprint(model)
     return Policy(add_adapter(model, config.peft, seed=config.seed)).to(accelerator.device).eval(), weights
+
+
+def _probe(groups: list[TokenizedGroup], policy: Policy) -> PackedBatch:
+    """What the engine is checked on: two short groups, and one beyond the model's attention window, if there is."""
+    by_length = sorted(groups, key=lambda group: group.num_tokens)
+    window = getattr(policy.transformer.config.get_text_config(), "sliding_window", None) or math.inf
+    beyond = (group for group in by_length[2:] if len(group.prompt_ids) + max(map(len, group.completion_ids)) > window)
+    return pack([*by_length[:2], *islice(beyond, 1)])
 
 
 def with_max_length(config: TrainConfig) -> TrainConfig:

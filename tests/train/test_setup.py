@@ -1,0 +1,193 @@
+"""What is settled and refused before the first step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import Recorder, prepared, rows, tiny_config, write_groups
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
+
+from conftest import build_model, build_tokenizer
+from dipole.errors import ConfigError, DataError
+from dipole.policy import logprobs
+from dipole.train.setup import prepare
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_groups(tmp_path_factory.mktemp("data") / "data.jsonl")
+
+
+def save(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+# Data
+
+
+def test_groups_of_a_held_out_split_are_never_trained_on(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    run = prepared(tiny_config(tiny_folder, data, tmp_path))
+    assert {group.id for group in run.data.train} == {f"g{number}" for number in range(10)}
+    assert {group.id for group in run.data.held_out} == {"g10", "g11", "g12"}
+    assert run.data.facts["groups"] == 10
+    assert run.data.facts["eval_relations"] == 9
+    assert run.total_steps == run.order.steps_per_epoch == 4
+
+
+def test_eval_data_are_held_out_too(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    more = write_groups(tmp_path / "more.jsonl", train=2, held_out=0, seed=5)
+    more.write_text(more.read_text().replace('"id": "g', '"id": "more'))
+    run = prepared(tiny_config(tiny_folder, data, tmp_path, eval_data=str(more)))
+    assert {group.id for group in run.data.held_out} == {"g10", "g11", "g12", "more0", "more1"}
+
+
+def test_nothing_left_to_train_on_is_a_data_error(tiny_folder: Path, tmp_path: Path) -> None:
+    held_out = write_groups(tmp_path / "data.jsonl", train=0, held_out=3)
+    with pytest.raises(DataError, match="all groups are held out"):
+        prepared(tiny_config(tiny_folder, held_out, tmp_path))
+    long = write_groups(tmp_path / "data.jsonl")
+    with pytest.raises(DataError, match="no room"):
+        prepared(tiny_config(tiny_folder, long, tmp_path, max_length=10))
+
+
+def test_evaluating_without_held_out_data_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    train_only = write_groups(tmp_path / "data.jsonl", held_out=0)
+    with pytest.raises(ConfigError, match="held-out"):
+        prepared(tiny_config(tiny_folder, train_only, tmp_path, eval_every=2))
+    assert prepared(tiny_config(tiny_folder, train_only, tmp_path)).data.held_out == []
+
+
+# Prompts to sample from
+
+
+def test_prompts_to_sample_from_are_different_and_as_training_sees_them(
+    tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    run = prepared(tiny_config(tiny_folder, data, tmp_path, num_samples=8, prompt_format="chat"))
+    assert len(run.data.prompts) == 3  # as many as are held out
+    assert {prompt.ids for prompt in run.data.prompts} == {group.prompt_ids for group in run.data.held_out}
+    assert [prompt.text for prompt in run.data.prompts] == [
+        json.loads(line)["prompt"] for line in data.read_text().splitlines()[10:]
+    ]
+
+
+def test_a_plain_prompt_of_messages_is_sampled_as_a_chat(tiny_folder: Path, tmp_path: Path) -> None:
+    path = write_groups(tmp_path / "data.jsonl", held_out=0)
+    groups = rows(path)
+    for group in groups:
+        for completion in group["completions"]:
+            completion["text"] = [{"role": "assistant", "content": completion["text"]}]
+    path.write_text("".join(json.dumps(group) + "\n" for group in groups))
+    run = prepared(tiny_config(tiny_folder, path, tmp_path))
+    assert run.data.prompts[0].ids == next(group.prompt_ids for group in run.data.train if group.id == "g0")
+
+
+def test_prompts_without_room_for_a_sample_are_passed_over(data: Path, tmp_path: Path) -> None:
+    short = GPT2Config(vocab_size=260, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    model = save(GPT2LMHeadModel(short), tmp_path / "model")
+    groups = rows(data)
+    for group in groups[10:12]:
+        group["prompt"] += " and much longer, so long that no room is left"
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(group) + "\n" for group in groups))
+    run = prepared(tiny_config(model, path, tmp_path, max_length=64, sample_tokens=32, num_samples=1))
+    assert [prompt.text for prompt in run.data.prompts] == [groups[12]["prompt"]]
+    told = Recorder()
+    run = prepare(tiny_config(model, path, tmp_path, max_length=64, sample_tokens=60), told)
+    assert run.data.prompts == []
+    assert any("sample" in sentence for sentence in told.said)
+
+
+# The model
+
+
+def test_max_length_is_what_the_model_takes_at_most(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    assert prepared(tiny_config(tiny_folder, data, tmp_path, max_length=None)).config.max_length == 512
+    with pytest.raises(ConfigError, match="takes 512 tokens, fewer than 513") as caught:
+        prepared(tiny_config(tiny_folder, data, tmp_path, max_length=513))
+    assert caught.value.where == "--max_length"
+
+
+def test_a_tokenizer_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
+    model = save(build_model(200), tmp_path / "model")
+    with pytest.raises(ConfigError, match="the tokenizer has 260 tokens, but the model embeds 200"):
+        prepared(tiny_config(model, data, tmp_path))
+
+
+def test_dropout_that_is_no_module_is_off_too(data: Path, tmp_path: Path) -> None:
+    config = OPTConfig(
+        vocab_size=260,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=256,
+        dropout=0.5,
+        init_std=0.2,
+    )
+    model = save(OPTForCausalLM(config), tmp_path / "model")
+    run = prepared(tiny_config(model, data, tmp_path, max_length=None))
+    ids = torch.arange(20).unsqueeze(0)
+    run.policy.transformer.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        first, second = (run.policy.transformer(input_ids=ids).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_engine_is_checked_beyond_the_attention_window(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two short groups say nothing about a window that is longer than they are."""
+    config = MistralConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        sliding_window=40,
+    )
+    model = save(MistralForCausalLM(config), tmp_path / "model")
+    probed: list[int] = []
+    plain = logprobs.plain_logprobs
+
+    def record(policy: Any, batch: Any) -> Any:
+        probed.append(int((batch.prompt_length[batch.prompt_of] + batch.num_targets).max()))
+        return plain(policy, batch)
+
+    monkeypatch.setattr(logprobs, "plain_logprobs", record)
+    run = prepared(tiny_config(model, data, tmp_path))
+    shortest = sorted(run.data.train, key=lambda group: group.num_tokens)[:2]
+    assert all(len(group.prompt_ids) + max(map(len, group.completion_ids)) <= 40 for group in shortest)
+    assert max(probed) > 40
+
+
+def test_half_precision_without_loss_scaling_is_refused(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="float16"):
+        prepared(tiny_config(tiny_folder, data, tmp_path, dtype="float16"))
+
+
+def test_bfloat16_runs_on_a_processor(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    from dipole.train.loop import steps
+
+    for method in ("lora", "none"):
+        run = prepared(tiny_config(tiny_folder, data, tmp_path, dtype="bfloat16", peft=method))
+        losses = [info.metrics["loss"] for info in steps(run)]
+        assert losses[0] == pytest.approx(0.6931, abs=0.01)
+        assert len(losses) == 4
+
+
+def test_several_processes_are_refused(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes"):
+        prepared(tiny_config(tiny_folder, data, tmp_path))
