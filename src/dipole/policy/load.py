@@ -113,6 +113,8 @@ def _not_loadable(what: str, name: str, fault: Exception) -> ConfigError:
     reason = str(fault).strip().splitlines()[0][:300] if str(fault).strip() else type(fault).__name__
     if "attention implementation" in reason:
         remedy = "Use another architecture; this one doesn't attend through transformers' attention interface"
+    elif Path(name, "adapter_config.json").exists():
+        remedy = "This is an adapter: merge it into its model with PEFT's merge_and_unload, and give the merged model"
     elif Path(name).exists():
         remedy = (
             "The folder has to hold config.json, model.safetensors and tokenizer files, as save_pretrained writes them"
