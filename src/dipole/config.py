@@ -103,6 +103,13 @@ class PeftConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, rank=self.rank, alpha=self.alpha, prefix="peft.")
+        given = [item.name for item in fields(self)[1:] if getattr(self, item.name) != item.default]
+        if self.method == "none" and given:
+            raise ConfigError(
+                "this is an adapter's option, but all weights are trained",
+                where=f"--peft.{given[0]}",
+                remedy="Add --peft.method lora, or leave it out",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_runs import KilledError, Recorder, StopAfter, prepared, rows, tiny_config, write_groups
+from tiny_runs import KilledError, Recorder, StopAfter, prepared, rows, tiny_config, without_time, write_groups
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dipole.config import TrainConfig
@@ -47,14 +47,20 @@ class Finished:
         (self.run,) = self.runs
 
 
-@pytest.fixture(scope="module", params=["lora", "none"])
-def finished(
-    request: pytest.FixtureRequest, tiny_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Finished:
-    output = tmp_path_factory.mktemp("run") / "out"
-    return Finished(
-        tiny_config(tiny_folder, data, output, peft=request.param, eval_every=2, sample_every=2, num_samples=4)
-    )
+@pytest.fixture(scope="module")
+def both(tiny_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    """A run of an adapter, and one of all weights."""
+    options = {"eval_every": 2, "sample_every": 2, "num_samples": 4}
+    made = {}
+    for method in ("lora", "none"):
+        output = tmp_path_factory.mktemp(method) / "out"
+        made[method] = Finished(tiny_config(tiny_folder, data, output, peft=method, **options))
+    return made
+
+
+@pytest.fixture(params=["lora", "none"])
+def finished(request: pytest.FixtureRequest, both: dict[str, Finished]) -> Finished:
+    return both[request.param]
 
 
 # The folder
@@ -79,10 +85,7 @@ def test_the_written_configuration_makes_the_same_run(finished: Finished, tmp_pa
     for name, kind in (("loss", LossConfig), ("peft", PeftConfig), ("pairing", PairingConfig)):
         written[name] = kind(**written[name])
     again = train(TrainConfig(**written | {"output": str(tmp_path / "again")}))
-    first, second = (
-        [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows(path)]
-        for path in (finished.output / "metrics.jsonl", again / "metrics.jsonl")
-    )
+    first, second = ([without_time(row) for row in rows(path / "metrics.jsonl")] for path in (finished.output, again))
     assert first == second
 
 
@@ -168,42 +171,43 @@ def test_before_training_policy_and_reference_give_samples_the_same_probability(
 
 FRESH = """
 import json, sys, torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-kind, final, base, request = sys.argv[1:]
-if kind == "lora":
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), final)
-else:
-    model = AutoModelForCausalLM.from_pretrained(final)
-tokenizer = AutoTokenizer.from_pretrained(final)
-assert tokenizer.chat_template
-found = []
-for prompt, completion in json.loads(request):
-    ids = torch.tensor([prompt + completion])
-    with torch.no_grad():
-        logps = model.eval()(input_ids=ids).logits[0, :-1].log_softmax(-1)
-    found.append(sum(logps[len(prompt) - 1 + i, t].item() for i, t in enumerate(completion)))
+base, lora, none, request = sys.argv[1:]
+models = {
+    "lora": PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), lora),
+    "none": AutoModelForCausalLM.from_pretrained(none),
+}
+found = {}
+for name, model in models.items():
+    found[name] = []
+    for prompt, completion in json.loads(request):
+        with torch.no_grad():
+            logps = model.eval()(input_ids=torch.tensor([prompt + completion])).logits[0, :-1].log_softmax(-1)
+        found[name].append(sum(logps[len(prompt) - 1 + i, t].item() for i, t in enumerate(completion)))
 assert "dipole" not in sys.modules
 print(json.dumps(found))
 """
 
 
-def test_the_result_loads_in_a_fresh_process_and_gives_the_same_log_probabilities(
-    finished: Finished, tiny_folder: Path
+def test_the_results_load_in_a_fresh_process_and_give_the_same_log_probabilities(
+    both: dict[str, Finished], tiny_folder: Path
 ) -> None:
-    batch = pack(finished.run.data.held_out)
-    with torch.no_grad():
-        expected = sum_by_completion(finished.run.policy(batch), batch).tolist()
-    request = [
-        [list(group.prompt_ids), list(ids)] for group in finished.run.data.held_out for ids in group.completion_ids
-    ]
-    arguments = [finished.config.peft.method, str(finished.output / "final"), str(tiny_folder), json.dumps(request)]
-    result = subprocess.run(
-        [sys.executable, "-c", FRESH, *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
+    expected = {}
+    for method, finished in both.items():
+        batch = pack(finished.run.data.held_out)
+        with torch.no_grad():
+            expected[method] = sum_by_completion(finished.run.policy(batch), batch).tolist()
+        request = [
+            [list(group.prompt_ids), list(ids)] for group in finished.run.data.held_out for ids in group.completion_ids
+        ]
+    finals = [str(both[method].output / "final") for method in ("lora", "none")]
+    command = [sys.executable, "-c", FRESH, str(tiny_folder), *finals, json.dumps(request)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert json.loads(result.stdout) == pytest.approx(expected, abs=1e-3)
-    assert "pickle" not in {path.suffix for path in (finished.output / "final").iterdir()}
+    found = json.loads(result.stdout)
+    assert expected["lora"] != expected["none"]
+    assert found == {method: pytest.approx(values, abs=1e-3) for method, values in expected.items()}
 
 
 def test_the_result_has_the_models_own_attention_and_tokenizer(finished: Finished, tiny_folder: Path) -> None:
@@ -212,6 +216,7 @@ def test_the_result_has_the_models_own_attention_and_tokenizer(finished: Finishe
     ours, theirs = AutoTokenizer.from_pretrained(final), AutoTokenizer.from_pretrained(tiny_folder)
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     assert ours.chat_template == theirs.chat_template
+    assert not list(final.glob("*.bin"))
     for config in final.glob("*config.json"):
         assert '"dipole"' not in config.read_text()
 
@@ -266,14 +271,15 @@ def test_a_signal_stops_after_the_step_and_resume_goes_on(
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000002"]
     train(tiny_config(tiny_folder, data, tmp_path / "out", **options, resume=True))
     straight = train(tiny_config(tiny_folder, data, tmp_path / "straight", **options))
-    assert [
-        (row["step"], row.get("loss"), row.get("eval/loss")) for row in rows(tmp_path / "out" / "metrics.jsonl")
-    ] == [(row["step"], row.get("loss"), row.get("eval/loss")) for row in rows(straight / "metrics.jsonl")]
+    resumed, expected = (
+        [without_time(row) for row in rows(folder / "metrics.jsonl")] for folder in (tmp_path / "out", straight)
+    )
+    assert resumed == expected
 
 
 def test_an_adapter_is_no_model_to_start_from_and_the_message_says_so(
     tiny_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     adapter = train(tiny_config(tiny_folder, data, tmp_path / "one", peft="lora", num_samples=0)) / "final"
-    with pytest.raises(ConfigError, match="adapter"):
+    with pytest.raises(ConfigError, match="merge it"):
         prepared(tiny_config(adapter, data, tmp_path / "two"))

@@ -12,6 +12,7 @@ from tiny_runs import Recorder, prepared, rows, tiny_config, write_groups
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
 
 from conftest import build_model, build_tokenizer
+from dipole.config import train_config
 from dipole.errors import ConfigError, DataError
 from dipole.policy import logprobs
 from dipole.train.setup import prepare
@@ -183,6 +184,14 @@ def test_bfloat16_runs_on_a_processor(tiny_folder: Path, data: Path, tmp_path: P
         losses = [info.metrics["loss"] for info in steps(run)]
         assert losses[0] == pytest.approx(0.6931, abs=0.01)
         assert len(losses) == 4
+
+
+@pytest.mark.parametrize("option", [{"rank": 8}, {"alpha": 8}, {"targets": "q_proj"}])
+def test_an_adapters_options_without_an_adapter_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="all weights are trained") as caught:
+        train_config(model="m", data="d", output="o", **option)
+    assert caught.value.where == f"--peft.{next(iter(option))}"
+    assert train_config(model="m", data="d", output="o", peft="lora", **option).peft.method == "lora"
 
 
 def test_several_processes_are_refused(
