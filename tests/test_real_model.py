@@ -58,7 +58,7 @@ def test_engine_equals_the_plain_forward_pass(model_folder: Path) -> None:
     policy = Policy(load_model(str(model_folder)))
     batch = pack(tokenized)
     with torch.no_grad():
-        torch.testing.assert_close(policy(batch), plain_logprobs(policy, batch), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(policy(batch).logps, plain_logprobs(policy, batch), rtol=1e-5, atol=1e-4)
 
 
 def test_a_step_of_lora_and_its_adapter_in_a_fresh_process(model_folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dipole.config import LossConfig, PeftConfig, TrainConfig, train_config
 from dipole.data.audit import NUM_EXAMPLES, AuditReport, Finding
@@ -14,6 +14,9 @@ from dipole.data.formats import load_groups, save_groups
 from dipole.errors import DataError
 from dipole.group import Group
 from dipole.progress import Progress
+
+if TYPE_CHECKING:
+    from dipole.objective.constraints import Constraint, ConstraintFunction
 
 Preferences = str | Path | Sequence[Group]
 """A file, folder or hub dataset that ``load_groups`` reads, or groups that are loaded already."""
@@ -27,6 +30,7 @@ def train(
     peft: str | PeftConfig = "none",
     *,
     eval_data: Preferences | None = None,
+    constraints: Sequence[Constraint | ConstraintFunction] = (),
     progress: Progress | None = None,
     **options: Any,
 ) -> Path:
@@ -39,6 +43,8 @@ def train(
         loss: name of a loss, or a ``LossConfig``.
         peft: ``"none"``, ``"lora"``, or a ``PeftConfig``.
         eval_data: held-out preferences.
+        constraints: terms beside a pairwise loss: ``dipole.objective.constraints`` has the kinds. A function
+            ``f(model, pi_logps, ref_logps, yw_idxs, yl_idxs)`` returns a scalar with a gradient.
         progress: is told where the run is.
         options: any other field of ``TrainConfig``, ``LossConfig``, ``PeftConfig`` or ``PairingConfig``, such as
             ``beta=0.1, rank=8, max_steps=100``.
@@ -61,16 +67,20 @@ def train(
     for given, file in ((data, config.data), (eval_data, config.eval_data)):
         if not (given is None or isinstance(given, str | Path) or _holds_another_run(config)):
             save_groups(given, str(file))
-    return run_training(config, progress)
+    return run_training(config, progress, constraints)
 
 
-def run_training(config: TrainConfig, progress: Progress | None = None) -> Path:
+def run_training(
+    config: TrainConfig,
+    progress: Progress | None = None,
+    constraints: Sequence[Constraint | ConstraintFunction] = (),
+) -> Path:
     """What ``dipole train`` does: a training run, its measures and its report. Returns the run folder."""
     from dipole.evaluate.measure import measure_run
     from dipole.evaluate.report import write_report
     from dipole.train.run import train
 
-    run = train(config, progress)
+    run = train(config, progress, constraints=constraints)
     measure_run(run)
     write_report(run)
     return run

@@ -134,6 +134,10 @@ class TrainConfig:
     """The adapter."""
     reference: Literal["auto", "adapter_off", "copy", "none"] = "auto"
     """Where the reference comes from: the policy without its adapter, a frozen copy, or nowhere."""
+    sync_reference_every: int | None = None
+    """TR-DPO: steps between two moves of the reference towards the policy; it stays where it is by default."""
+    sync_reference_alpha: float = 0.6
+    """TR-DPO: how far it moves, from 0 to 1, where 1 makes it the policy."""
     learning_rate: float | None = None
     """Peak learning rate; 1e-6 for all weights, 1e-4 for LoRA, which needs more."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -185,6 +189,7 @@ class TrainConfig:
             max_steps=self.max_steps,
             log_every=self.log_every,
             eval_every=self.eval_every,
+            sync_reference_every=self.sync_reference_every,
             checkpoint_every=self.checkpoint_every,
             sample_every=self.sample_every,
             sample_tokens=self.sample_tokens,
@@ -193,6 +198,12 @@ class TrainConfig:
         _at_least(0, weight_decay=self.weight_decay, learning_rate=self.learning_rate)
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"a share lies between 0 and 1, not {self.warmup_ratio}", where="--warmup_ratio")
+        if not 0 < self.sync_reference_alpha <= 1:
+            raise ConfigError(f"has to be in (0, 1], not {self.sync_reference_alpha}", where="--sync_reference_alpha")
+        if self.sync_reference_every is None and self.sync_reference_alpha != 0.6:
+            raise ConfigError(
+                "the reference doesn't move", where="--sync_reference_alpha", remedy="Add --sync_reference_every"
+            )
         if self.sample_every is not None and not self.num_samples:
             raise ConfigError("sampling every few steps needs --num_samples above 0", where="--sample_every")
 

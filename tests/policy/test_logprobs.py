@@ -14,8 +14,9 @@ from dipole.data.batch import Pairs, in_chunks, pack
 from dipole.data.reduce import PairRelation
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError
-from dipole.policy import logprobs
-from dipole.policy.logprobs import Policy, check_engine, chunked_logprobs, plain_logprobs, sum_by_completion
+from dipole.policy import head
+from dipole.policy.head import BYPRODUCTS, HeadInput, chunked_kl, chunked_logprobs
+from dipole.policy.logprobs import Policy, TokenValues, check_engine, plain_logprobs, sum_by_completion
 
 GROUPS = build_groups((5, [4, 1, 9]), (12, [3, 8]), (1, [2, 2, 6, 1]), (7, [1]))
 
@@ -41,6 +42,10 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def logprobs_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+    return chunked_logprobs(HeadInput(hidden, weight, bias), target)[0]
+
+
 def largest_gap(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     assert left.keys() == right.keys()
     assert left
@@ -62,9 +67,9 @@ def test_packed_equals_one_by_one_equals_padded() -> None:
     batch = pack(GROUPS)
     policy = Policy(model)
     with torch.no_grad():
-        assert policy(batch).dtype == torch.float64
-        torch.testing.assert_close(policy(batch), plain_logprobs(policy, batch), rtol=0, atol=1e-10)
-        torch.testing.assert_close(policy(batch), padded, rtol=0, atol=1e-10)
+        assert policy(batch).logps.dtype == torch.float64
+        torch.testing.assert_close(policy(batch).logps, plain_logprobs(policy, batch), rtol=0, atol=1e-10)
+        torch.testing.assert_close(policy(batch).logps, padded, rtol=0, atol=1e-10)
 
 
 def test_the_gradient_equals_that_of_padded_rows() -> None:
@@ -72,7 +77,7 @@ def test_the_gradient_equals_that_of_padded_rows() -> None:
     weights = torch.linspace(-1, 1, sum(len(ids) for group in GROUPS for ids in group.completion_ids)).double()
     (torch.cat(padded_logps(model, GROUPS)).sin() * weights).sum().backward()
     padded = gradients(model)
-    (Policy(model)(pack(GROUPS)).sin() * weights).sum().backward()
+    (Policy(model)(pack(GROUPS)).logps.sin() * weights).sum().backward()
     assert largest_gap(gradients(model), padded) < 1e-10
 
 
@@ -81,7 +86,7 @@ def test_llama_with_a_tied_head_agrees_too() -> None:
     torch.cat(padded_logps(model, GROUPS)).sin().sum().backward()
     padded = gradients(model)
     assert "lm_head.weight" not in padded
-    Policy(model)(pack(GROUPS)).sin().sum().backward()
+    Policy(model)(pack(GROUPS)).logps.sin().sum().backward()
     packed = gradients(model)
     scale = max(float(value.abs().max()) for value in padded.values())
     assert largest_gap(packed, padded) < 1e-6 * scale
@@ -100,11 +105,11 @@ def test_a_group_of_k_equals_its_pairs() -> None:
     ]
     policy = Policy(build_exact_model())
     together = pack([group])
-    pair_loss(sum_by_completion(policy(together), together), together.relations).backward()  # type: ignore[arg-type]
+    pair_loss(sum_by_completion(policy(together).logps, together), together.relations).backward()  # type: ignore[arg-type]
     expected = gradients(policy)
     for pair in pairs:
         batch = pack([pair])
-        pair_loss(sum_by_completion(policy(batch), batch), batch.relations).backward()  # type: ignore[arg-type]
+        pair_loss(sum_by_completion(policy(batch).logps, batch), batch.relations).backward()  # type: ignore[arg-type]
     assert largest_gap(gradients(policy), expected) < 1e-10
 
 
@@ -112,10 +117,10 @@ def test_a_group_of_k_equals_its_pairs() -> None:
 def test_the_cut_into_micro_batches_changes_nothing(budget: int) -> None:
     policy = Policy(build_exact_model())
     whole = pack(GROUPS)
-    pair_loss(sum_by_completion(policy(whole), whole), whole.relations).backward()  # type: ignore[arg-type]
+    pair_loss(sum_by_completion(policy(whole).logps, whole), whole.relations).backward()  # type: ignore[arg-type]
     expected = gradients(policy)
     for batch in in_chunks(GROUPS, budget):
-        pair_loss(sum_by_completion(policy(batch), batch), batch.relations).backward()  # type: ignore[arg-type]
+        pair_loss(sum_by_completion(policy(batch).logps, batch), batch.relations).backward()  # type: ignore[arg-type]
     assert largest_gap(gradients(policy), expected) < 1e-10
 
 
@@ -126,15 +131,15 @@ def test_a_completion_is_blind_to_all_others() -> None:
     )
     policy = Policy(build_exact_model())
     with torch.no_grad():
-        alone = policy(pack(one))[:4]
-        torch.testing.assert_close(policy(pack([changed, *other]))[:4], alone, rtol=0, atol=1e-12)
+        alone = policy(pack(one)).logps[:4]
+        torch.testing.assert_close(policy(pack([changed, *other])).logps[:4], alone, rtol=0, atol=1e-12)
 
 
 def test_completions_of_one_token_need_no_second_attention_call() -> None:
     batch = pack(build_groups((4, [1, 1]), (2, [1])))
     policy = Policy(build_exact_model())
     with torch.no_grad():
-        torch.testing.assert_close(policy(batch), plain_logprobs(policy, batch), rtol=0, atol=1e-10)
+        torch.testing.assert_close(policy(batch).logps, plain_logprobs(policy, batch), rtol=0, atol=1e-10)
 
 
 def test_sums_are_by_completion() -> None:
@@ -153,7 +158,7 @@ HEADS = [(False, False), (True, False), (False, True), (True, True)]
 def test_the_head_equals_log_softmax(
     monkeypatch: pytest.MonkeyPatch, tokens_a_chunk: int, trained: bool, biased: bool
 ) -> None:
-    monkeypatch.setattr(logprobs, "HEAD_BYTES", tokens_a_chunk * 11 * 8)
+    monkeypatch.setattr(head, "HEAD_BYTES", tokens_a_chunk * 11 * 8)
     torch.manual_seed(0)
     hidden = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=trained)
@@ -163,10 +168,54 @@ def test_the_head_equals_log_softmax(
     inputs = [tensor for tensor in (hidden, weight, bias) if tensor is not None and tensor.requires_grad]
     slow = nn.functional.linear(hidden, weight, bias).log_softmax(-1).gather(1, target[:, None]).squeeze(1)
     expected = torch.autograd.grad(slow, inputs, upstream)
-    fast = chunked_logprobs(hidden, weight, bias, target)
+    fast = logprobs_of(hidden, weight, bias, target)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
     for left, right in zip(torch.autograd.grad(fast, inputs, upstream), expected, strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("tokens_a_chunk", [1, 3, 100])
+def test_the_kl_to_a_reference_equals_its_definition(
+    monkeypatch: pytest.MonkeyPatch, tokens_a_chunk: int, trained: bool
+) -> None:
+    monkeypatch.setattr(head, "HEAD_BYTES", tokens_a_chunk * 11 * 8)
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((7, 4), (11, 4), (11,)))
+    reference = HeadInput(*(tensor + 0.3 * torch.randn_like(tensor) for tensor in (hidden, weight, bias)))
+    leaves = [tensor.requires_grad_() for tensor in ((hidden, weight, bias) if trained else (hidden,))]
+    p = nn.functional.linear(hidden, weight, bias).log_softmax(-1)
+    r = nn.functional.linear(*reference).log_softmax(-1)
+    slow = (r.exp() * (r - p)).sum(-1)
+    fast = chunked_kl(HeadInput(hidden, weight, bias), reference)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
+    assert (fast > 0).all()
+    upstream = torch.randn(7, dtype=torch.float64)
+    pairs = zip(*(torch.autograd.grad(values, leaves, upstream) for values in (fast, slow)), strict=True)
+    for left, right in pairs:
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens_a_chunk", [2, 100])
+def test_byproducts_equal_their_definitions_and_have_no_graph(
+    monkeypatch: pytest.MonkeyPatch, tokens_a_chunk: int
+) -> None:
+    monkeypatch.setattr(head, "HEAD_BYTES", tokens_a_chunk * 11 * 8)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(5, 4, dtype=torch.float64).requires_grad_(), torch.randn(11, 4, dtype=torch.float64)
+    probs = (hidden @ weight.T).softmax(-1).detach()
+    target = probs.argmax(-1)
+    target[1] = (target[1] + 1) % 11
+    logps, found = chunked_logprobs(HeadInput(hidden, weight, None), target, list(BYPRODUCTS))
+    expected = {
+        "entropy": -(probs * probs.log()).sum(-1),
+        "top1": torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64),
+        "log_sum_sq_probs": (probs**2).sum(-1).log(),
+    }
+    assert logps.requires_grad
+    assert not any(tensor.requires_grad for tensor in found.values())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(logps.detach(), probs.log().gather(1, target[:, None]).squeeze(1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("only", ["weight", "bias"])
@@ -178,13 +227,13 @@ def test_a_head_may_be_trained_on_frozen_states(only: str) -> None:
     wanted = weight if only == "weight" else bias
     slow = nn.functional.linear(hidden, weight, bias).log_softmax(-1).gather(1, target[:, None]).sum()
     (expected,) = torch.autograd.grad(slow, wanted)
-    (found,) = torch.autograd.grad(chunked_logprobs(hidden, weight, bias, target).sum(), wanted)
+    (found,) = torch.autograd.grad(logprobs_of(hidden, weight, bias, target).sum(), wanted)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_large_logits_stay_finite() -> None:
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
-    logps = chunked_logprobs(hidden, torch.tensor([[1.0], [-1.0]]), None, torch.tensor([0, 0]))
+    logps = logprobs_of(hidden, torch.tensor([[1.0], [-1.0]]), None, torch.tensor([0, 0]))
     assert logps.tolist() == [0.0, -2e4]
     logps.sum().backward()
     assert hidden.grad is not None
@@ -198,8 +247,8 @@ def test_bfloat16_weights_give_finite_float32_log_probabilities() -> None:
     model = build_model(64)
     batch = pack(GROUPS)
     with torch.no_grad():
-        exact = Policy(model)(batch)
-        rough = Policy(model.bfloat16())(batch)
+        exact = Policy(model)(batch).logps
+        rough = Policy(model.bfloat16())(batch).logps
     assert rough.dtype == torch.float32
     assert torch.isfinite(rough).all()
     assert 0 < float((rough - exact).abs().max()) < 0.5
@@ -209,9 +258,9 @@ def test_the_head_is_float32_under_autocast() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(6, 32).bfloat16().requires_grad_()
     weight, target = torch.randn(64, 32), torch.arange(6)
-    expected = chunked_logprobs(hidden, weight, None, target)
+    expected = logprobs_of(hidden, weight, None, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = chunked_logprobs(hidden, weight, None, target)
+        found = logprobs_of(hidden, weight, None, target)
     assert torch.equal(found, expected)
 
 
@@ -221,7 +270,7 @@ def test_the_head_is_float32_under_autocast() -> None:
 def test_the_check_passes_a_right_engine_and_names_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, batch = Policy(build_exact_model()), pack(GROUPS)
     check_engine(policy, batch, tolerance=1e-10)
-    monkeypatch.setattr(Policy, "forward", lambda self, batch: plain_logprobs(self, batch) + 1e-3)
+    monkeypatch.setattr(Policy, "forward", lambda self, batch: TokenValues(plain_logprobs(self, batch) + 1e-3, {}))
     with pytest.raises(ConfigError, match="PhiForCausalLM"):
         check_engine(policy, batch, tolerance=1e-4)
     monkeypatch.setattr(Policy, "forward", lambda self, batch: plain_logprobs(self, batch) * torch.nan)

@@ -33,7 +33,7 @@ def reference_of(policy: Policy, strategy: str) -> Reference:
 
 
 def loss_of(policy: Policy, reference: Reference, batch: PackedBatch = BATCH) -> torch.Tensor:
-    ours, theirs = sum_by_completion(policy(batch), batch), sum_by_completion(reference.token_logps(batch), batch)
+    ours, theirs = sum_by_completion(policy(batch).logps, batch), sum_by_completion(reference.token_logps(batch), batch)
     assert isinstance(batch.relations, Pairs)
     w, l = batch.relations.chosen, batch.relations.rejected  # noqa: E741
     return preference_loss("dpo", ours[w], ours[l], theirs[w], theirs[l]).losses
@@ -45,7 +45,7 @@ def test_before_training_it_equals_the_original_and_the_loss_is_ln_2(method: str
     policy = policy_of(method)
     reference = reference_of(policy, strategy)
     with torch.no_grad():
-        assert torch.equal(reference.token_logps(BATCH), original(BATCH))
+        assert torch.equal(reference.token_logps(BATCH), original(BATCH).logps)
         losses = loss_of(policy, reference)
     assert losses.tolist() == [pytest.approx(math.log(2), abs=1e-7)] * 4
     assert len(set(losses.tolist())) == 1
@@ -54,7 +54,7 @@ def test_before_training_it_equals_the_original_and_the_loss_is_ln_2(method: str
 @pytest.mark.parametrize(("method", "strategy"), [("lora", "adapter_off"), ("lora", "copy"), ("none", "copy")])
 def test_after_training_it_still_equals_the_original_bit_for_bit(method: str, strategy: str) -> None:
     with torch.no_grad():
-        original = Policy(build_model(64))(BATCH)
+        original = Policy(build_model(64))(BATCH).logps
     policy = policy_of(method)
     reference = reference_of(policy, strategy)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -73,7 +73,7 @@ def test_its_log_probabilities_carry_no_gradient(strategy: str) -> None:
     policy = policy_of("lora")
     logps = reference_of(policy, strategy).token_logps(BATCH)
     assert not logps.requires_grad
-    assert policy(BATCH).requires_grad
+    assert policy(BATCH).logps.requires_grad
 
 
 def test_a_copy_shares_no_memory_with_the_policy_and_is_frozen() -> None:
@@ -157,7 +157,7 @@ def test_an_adapter_on_the_head_is_refused_since_the_engine_would_not_see_it(tar
 def test_adapters_train_in_float32_on_a_bfloat16_model() -> None:
     policy = Policy(add_adapter(build_model(64).bfloat16(), LORA, seed=0))
     assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
-    logps = policy(BATCH)
+    logps = policy(BATCH).logps
     assert logps.dtype == torch.float32
     logps.sum().backward()
     norms = [float(p.grad.norm()) for p in policy.parameters() if p.grad is not None]

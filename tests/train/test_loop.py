@@ -40,7 +40,7 @@ def exact_run(folder: Path, *, moved: bool = True, **options: Any) -> Run:
     run = prepared(tiny_config(folder / "model", folder / "data.jsonl", folder / "out", beta=BETA, **options))
     run.policy.double()
     if run.reference is not None:
-        run.reference._policy.double()  # type: ignore[attr-defined]
+        run.reference.policy.double()  # type: ignore[attr-defined]
     if moved:
         torch.manual_seed(0)
         with torch.no_grad():
@@ -226,7 +226,7 @@ def test_the_first_loss_is_ln_2_with_soft_labels_too(folder: Path, method: str) 
 def test_a_wrong_reference_is_caught_before_the_first_step(folder: Path) -> None:
     run = exact_run(folder, moved=False)
     with torch.no_grad():
-        run.reference._policy.transformer.model.layers[0].mlp.fc1.weight.mul_(1.01)  # type: ignore[union-attr]
+        run.reference.policy.transformer.model.layers[0].mlp.fc1.weight.mul_(1.01)  # type: ignore[union-attr]
     before = {name: parameter.clone() for name, parameter in run.policy.named_parameters()}
     with pytest.raises(TrainingFault, match=r"before the first step the loss is .* has to be 0\.693147"):
         next(steps(run))
@@ -253,14 +253,14 @@ def test_what_is_not_finite_stops_the_run_and_leaves_the_weights(
     next(training)
     before = {name: parameter.clone() for name, parameter in run.policy.named_parameters()}
     if where == "loss":
-        forward = loop.forward
+        evaluate_batch = loop.evaluate_batch
 
-        def broken(run: Run, batch: Any) -> Any:
-            completions, outcome = forward(run, batch)
-            outcome.losses.data[-1] = math.nan
-            return completions, outcome
+        def broken(*arguments: Any) -> Any:
+            found = evaluate_batch(*arguments)
+            found.outcome.losses.data[-1] = math.nan
+            return found
 
-        monkeypatch.setattr(loop, "forward", broken)
+        monkeypatch.setattr(loop, "evaluate_batch", broken)
     else:
         run.policy.transformer.model.layers[0].mlp.fc1.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(TrainingFault, match="not a finite number in step 2") as caught:

@@ -197,7 +197,7 @@ def test_the_results_load_in_a_fresh_process_and_give_the_same_log_probabilities
     for method, finished in both.items():
         batch = pack(finished.run.data.held_out)
         with torch.no_grad():
-            expected[method] = sum_by_completion(finished.run.policy(batch), batch).tolist()
+            expected[method] = sum_by_completion(finished.run.policy(batch).logps, batch).tolist()
         request = [
             [list(group.prompt_ids), list(ids)] for group in finished.run.data.held_out for ids in group.completion_ids
         ]

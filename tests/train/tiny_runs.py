@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dipole.config import TrainConfig, train_config
+from dipole.objective import Loss
 from dipole.progress import Silent
 from dipole.train.setup import Run, prepare
 
@@ -38,6 +40,35 @@ def write_groups(path: Path, *, train: int = 10, held_out: int = 3, completions:
     return path
 
 
+GOOD, BAD = ("warm", "kind", "bright"), ("grey", "dull", "odd")
+
+
+def write_for(path: Path, row: Loss, *, groups: int = 4) -> Path:
+    """Groups in which the better answer can be told by its words: pairs, approvals, or ratings of three answers."""
+    lines = []
+    for number in range(groups):
+        answers = [f" {GOOD[number % 3]}", f" {BAD[number % 3]}"]
+        judgments: list[dict[str, Any]] = [{"kind": "comparison", "i": 0, "j": 1}]
+        if row.relation == "unary":
+            judgments = [{"kind": "approval", "i": i, "value": i == 0} for i in (0, 1)]
+        if row.relation == "list":
+            answers.insert(1, " calm")
+        if row.relation == "list" or "scores" in row.inputs:
+            judgments = [{"kind": "rating", "i": i, "value": -i} for i in range(len(answers))]
+        meta = [{"unsafe": i > 0, "from_policy": i == 0, "margin_rewards": [0.1 * i]} for i in range(len(answers))]
+        lines.append(
+            {
+                "schema": 1,
+                "id": f"g{number}",
+                "prompt": f"{number}:",
+                "completions": [{"text": text, "meta": facts} for text, facts in zip(answers, meta, strict=True)],
+                "judgments": judgments,
+            }
+        )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
 def tiny_config(model: Path, data: Path, output: Path, **options: Any) -> TrainConfig:
     """Four steps an epoch over ten groups, small samples; ``options`` as in ``dipole.train``."""
     defaults: dict[str, Any] = {
@@ -51,9 +82,9 @@ def tiny_config(model: Path, data: Path, output: Path, **options: Any) -> TrainC
     return train_config(model=str(model), data=str(data), output=str(output), **(defaults | options))
 
 
-def prepared(config: TrainConfig) -> Run:
+def prepared(config: TrainConfig, constraints: Sequence[Any] = ()) -> Run:
     """A run before its first step."""
-    return prepare(config, Silent())
+    return prepare(config, Silent(), constraints)
 
 
 class Recorder(Silent):

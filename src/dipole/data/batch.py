@@ -30,7 +30,10 @@ class _OnDevice:
         moved: dict[str, Any] = {}
         for item in fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
-            moved[item.name] = value.to(device) if isinstance(value, Tensor | _OnDevice) else value
+            if isinstance(value, dict):
+                moved[item.name] = {name: tensor.to(device) for name, tensor in value.items()}
+            else:
+                moved[item.name] = value.to(device) if isinstance(value, Tensor | _OnDevice) else value
         return type(self)(**moved)
 
 
@@ -82,6 +85,7 @@ class PackedBatch(_OnDevice):
         owner: (T,) the completion of each completion token.
         num_targets: (C,) completion tokens a completion, its end-of-sequence token included.
         scores: (C,) a score a completion, NaN where the data has none.
+        facts: (C,) or (C, M) further facts of completions, by name.
         relations: what the loss consumes.
         group_ids: which groups these are.
     """
@@ -98,6 +102,7 @@ class PackedBatch(_OnDevice):
     owner: Tensor
     num_targets: Tensor
     scores: Tensor
+    facts: dict[str, Tensor]
     relations: Relations
     group_ids: tuple[str, ...]
 
@@ -151,6 +156,7 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
         owner=torch.repeat_interleave(torch.arange(len(completions)), num_targets),
         num_targets=num_targets,
         scores=torch.tensor([score for group in groups for score in _scores(group)]),
+        facts=_facts(groups),
         relations=_relations(groups),
         group_ids=tuple(group.id for group in groups),
     )
@@ -158,6 +164,11 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
 
 def _scores(group: TokenizedGroup) -> tuple[float, ...]:
     return group.scores or (float("nan"),) * len(group.completion_ids)
+
+
+def _facts(groups: Sequence[TokenizedGroup]) -> dict[str, Tensor]:
+    rows = {name: [value for group in groups for value in group.facts[name]] for name in groups[0].facts}
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in rows.items()}
 
 
 def _relations(groups: Sequence[TokenizedGroup]) -> Relations:
@@ -197,7 +208,8 @@ def groups_fingerprint(groups: Sequence[TokenizedGroup]) -> str:
     """A hash of all tokens and relations: what makes two sets of groups the same to training."""
     digest = hashlib.sha256()
     for group in groups:
-        digest.update(repr((group.prompt_ids, group.completion_ids, group.relations, group.scores)).encode())
+        known = (group.prompt_ids, group.completion_ids, group.relations, group.scores, *sorted(group.facts.items()))
+        digest.update(repr(known).encode())
     return digest.hexdigest()[:32]
 
 

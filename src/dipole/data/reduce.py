@@ -8,10 +8,10 @@ pair that five people judged counts as five that one person judged. ``weighting=
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dipole.errors import ConfigError, DataError, nearest
 from dipole.group import Approval, Comparison, Group, Judgment, Ranking, Rating
@@ -59,11 +59,13 @@ class LabeledGroup:
         group: the group.
         relations: at least one, all of one kind.
         scores: the mean rating of each completion over all annotators, ``None`` unless all are rated.
+        facts: further facts of each completion by name, see ``data.facts``.
     """
 
     group: Group
     relations: tuple[Relation, ...]
     scores: tuple[float, ...] | None = None
+    facts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def reduce_groups(

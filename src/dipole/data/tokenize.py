@@ -8,7 +8,7 @@ template that renders a prompt differently once an answer follows, can't put a c
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -49,6 +49,8 @@ class TokenizedGroup:
         completion_ids: the tokens of each completion, its end-of-sequence token included; at least one each.
         relations: what the loss consumes; indices refer to ``completion_ids``.
         scores: a score of each completion, where the data has them.
+        facts: further facts of each completion by name: numbers, or rows of numbers.
+        other_prompts: tokens of another group's prompt for each completion, where the loss asks for them.
     """
 
     id: str
@@ -56,6 +58,8 @@ class TokenizedGroup:
     completion_ids: tuple[tuple[int, ...], ...]
     relations: tuple[Relation, ...]
     scores: tuple[float, ...] | None = None
+    facts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    other_prompts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -347,6 +351,7 @@ def _usable(
         completion_ids=tuple(completions[index] for index in used),
         relations=tuple(_renumbered(relation, place) for relation in relations),
         scores=None if labeled.scores is None else tuple(labeled.scores[index] for index in used),
+        facts={name: tuple(values[index] for index in used) for name, values in labeled.facts.items()},
     )
 
 

@@ -56,7 +56,7 @@ def _accuracy(before: Rows, after: Rows) -> list[Measure]:
         ]
         if not kept[1] or (measures and len(kept[1]) == measures[0].after.n):  # type: ignore[union-attr]
             continue
-        what = "How often the implicit reward ranks two held-out answers as the majority did; ties count half."
+        what = "How often the implicit reward says of held-out answers what people said; ties count half."
         if measures:
             what = f"The same on pairs where at least {CLEAR:.0%} of the judgments agree."
         outcomes = [[row["rewards/accuracies"] + row["rewards/ties"] / 2 for row in stage] for stage in kept]

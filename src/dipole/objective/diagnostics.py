@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipole.objective.completions import Completions, PairIndex
+from dipole.objective.completions import Completions, ListIndex, PairIndex, UnaryIndex
 from dipole.objective.losses import delta, wpo_weight
 from dipole.objective.numerics import log_odds
 
@@ -50,6 +50,57 @@ def pair_metrics(completions: Completions, rewards: Tensor, pairs: PairIndex) ->
     if completions.lengths is not None:
         metrics["logps/chosen_mean"] = completions.mean_logps[chosen_index]
         metrics["logps/rejected_mean"] = completions.mean_logps[rejected_index]
+    return {name: values.detach() for name, values in metrics.items()}
+
+
+@torch.no_grad()
+def unary_metrics(completions: Completions, rewards: Tensor, unaries: UnaryIndex) -> dict[str, Tensor]:
+    """Of single completions: whether the reward's sign is the label, (R,) each. A reward of 0 is a tie.
+
+    Args:
+        completions: C of them.
+        rewards: (C,) from ``Outcome``.
+        unaries: R of them.
+    """
+    reward = rewards[unaries.i]
+    right = torch.where(unaries.desirable, reward > 0, reward < 0)
+    metrics = {"rewards/accuracies": right.to(reward.dtype), "rewards/ties": (reward == 0).to(reward.dtype)}
+    if completions.ref_logps is not None:
+        metrics["logps/displacement"] = completions.upcast().logratio[unaries.i]
+    return {name: values.detach() for name, values in metrics.items()}
+
+
+@torch.no_grad()
+def list_metrics(completions: Completions, rewards: Tensor, lists: ListIndex) -> dict[str, Tensor]:
+    """Of rankings: the best completion is the chosen one, the others together the rejected one; (R,) each.
+
+    Accuracy is 1 where the best has the highest reward of all, alone.
+
+    Args:
+        completions: C of them.
+        rewards: (C,) from ``Outcome``.
+        lists: R of them.
+    """
+    completions = completions.upcast()
+    places = lists.order.clamp(min=0)
+    others = lists.order[:, 1:] >= 0
+
+    def mean_of_others(values: Tensor) -> Tensor:
+        return torch.where(others, values[places[:, 1:]], 0.0).sum(-1) / others.sum(-1)
+
+    best = lists.order[:, 0]
+    runner_up = rewards[places[:, 1:]].masked_fill(~others, -torch.inf).amax(-1)
+    metrics = {
+        "rewards/chosen": rewards[best],
+        "rewards/rejected": mean_of_others(rewards),
+        "rewards/margins": rewards[best] - mean_of_others(rewards),
+        "rewards/accuracies": (rewards[best] > runner_up).to(rewards.dtype),
+        "rewards/ties": (rewards[best] == runner_up).to(rewards.dtype),
+        "logps/chosen": completions.logps[best],
+        "logps/rejected": mean_of_others(completions.logps),
+    }
+    if completions.ref_logps is not None:
+        metrics["logps/displacement"] = completions.logratio[best]
     return {name: values.detach() for name, values in metrics.items()}
 
 

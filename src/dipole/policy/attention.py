@@ -1,8 +1,8 @@
 """Shared-prompt attention: a completion sees its group's prompt and itself, and nothing else of the flat row.
 
 It enters through transformers' attention interface under the name ``dipole``, so any decoder that takes the interface
-works. A plan, built once a micro-batch, gathers the row into two padded calls a layer: prompts among themselves, and
-completions over their prompt and themselves.
+works. What is seen is planned once a micro-batch, by device: few padded calls a layer here, or one kernel on a GPU
+(``policy.flex``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +22,67 @@ from dipole.errors import ConfigError
 
 NAME = "dipole"
 
+CALL_COST = 4096
+"""Pairs of query and key that take about as long as one more call; padding may grow up to it to save a call."""
+
+
+class AttentionPlan(Protocol):
+    """Who sees whom in one micro-batch, and how that is computed."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """(1, N, H, D) attention of one layer.
+
+        Args:
+            query: (1, H, N, D).
+            key: (1, H_kv, N, D); H / H_kv query heads share one.
+            value: (1, H_kv, N, D).
+            scaling: of the scores.
+            window: keys that lie this far before a query, or farther, are not seen; ``None`` for no limit.
+            softcap: scores are softcap · tanh(score / softcap); ``None`` for no limit.
+        """
+
+
+def plan_attention(batch: PackedBatch) -> AttentionPlan:
+    """The plan of one micro-batch, on the batch's device."""
+    if batch.input_ids.is_cuda:
+        from dipole.policy.flex import FlexPlan  # its import takes seconds
+
+        return FlexPlan.of(batch)
+    return PaddedPlan.of(batch)
+
+
+class _Segment(NamedTuple):
+    """Consecutive tokens of the row, and those that they go on from: a completion's prompt, nothing for a prompt."""
+
+    context_start: int
+    context_length: int
+    start: int
+    length: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionPlan:
-    """Where each query's keys lie in the row.
+class Block:
+    """Segments of similar size, which one call computes.
 
     Args:
-        prompt: (P, Lp) places of the prompts' tokens, padded with 0.
-        query: (C, Lc) places of the completions' tokens, padded with 0; completions without inputs are left out.
-        key: (C, Lp + Lc) places of what those completions see: their prompt, then themselves.
-        distance: (C, Lc, Lp + Lc) how far each key lies before its query, −1 where it is not to be seen.
-        back: (N,) where each token of the row lies in the concatenated outputs of the two calls.
+        query: (S, Lq) places of the segments' tokens in the row, padded with 0.
+        key: (S, Lk) places of what they see: context, then themselves; padded with 0. Lk ≥ Lq.
+        distance: (S, Lq, Lk) how far each key lies before its query, −1 where it isn't to be seen.
+        causal: whether no segment has a context: then a triangle says as much as ``distance``, and costs half.
     """
 
-    prompt: Tensor
     query: Tensor
     key: Tensor
     distance: Tensor
-    back: Tensor
+    causal: bool
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor:
-        """(C, 1, Lc, Lp + Lc), true where a query sees a key; built once a plan for each window size."""
+    def mask(self, window: int | None) -> Tensor | None:
+        """(S, 1, Lq, Lk), true where a query sees a key; ``None`` where it is a triangle. Built once a window size."""
+        if self.causal and (window is None or self.query.shape[1] <= window):
+            return None
         if window not in self._masks:
             seen = self.distance >= 0 if window is None else (self.distance >= 0) & (self.distance < window)
             # A padded query sees the first key, since a row without any would be not-a-number.
@@ -52,31 +91,139 @@ class AttentionPlan:
         return self._masks[window]
 
 
-def plan_attention(batch: PackedBatch) -> AttentionPlan:
-    """The plan of one micro-batch, on the batch's device."""
-    device = batch.input_ids.device
-    filled = (batch.completion_length > 0).nonzero().squeeze(-1)
-    prompt_of = batch.prompt_of[filled]
-    prompt, prompt_real = _places(batch.prompt_start, batch.prompt_length)
-    query, query_real = _places(batch.completion_start[filled], batch.completion_length[filled])
-    key = torch.cat([prompt[prompt_of], query], dim=1)
-    key_real = torch.cat([prompt_real[prompt_of], query_real], dim=1)
-    position = batch.position_ids
-    distance = position[query].unsqueeze(2) - position[key].unsqueeze(1)
-    distance = distance.masked_fill(~(query_real.unsqueeze(2) & key_real.unsqueeze(1)), -1).clamp_min(-1)
-    back = torch.empty_like(batch.input_ids)
-    slots = torch.arange(prompt.numel() + query.numel(), device=device)
-    real = torch.cat([prompt_real.flatten(), query_real.flatten()])
-    back[torch.cat([prompt.flatten(), query.flatten()])[real]] = slots[real]
-    return AttentionPlan(prompt=prompt, query=query, key=key, distance=distance, back=back)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedPlan:
+    """A few padded calls a layer, each of segments of similar size.
+
+    Args:
+        blocks: one call each.
+        back: (N,) where each token of the row lies in the concatenated outputs of the calls.
+    """
+
+    blocks: tuple[Block, ...]
+    back: Tensor
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> PaddedPlan:
+        """The plan of a batch."""
+        parts = _parts(_segments(batch))
+        blocks = tuple(_block(part, batch.input_ids.device) for part in parts)
+        back, offset = torch.empty_like(batch.input_ids), 0
+        for part, block in zip(parts, blocks, strict=True):
+            width = block.query.shape[1]
+            for number, segment in enumerate(part):
+                first = offset + number * width
+                back[segment.start : segment.start + segment.length] = torch.arange(first, first + segment.length)
+            offset += block.query.numel()
+        return cls(blocks=blocks, back=back)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """See ``AttentionPlan``."""
+        rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # (N, H, D)
+        outputs = []
+        for block in self.blocks:
+            q, k, v = (
+                _gather(row, place) for row, place in zip(rows, (block.query, block.key, block.key), strict=True)
+            )
+            mask = block.mask(window)
+            if softcap is None:
+                grouped = q.shape[1] != k.shape[1]
+                mixed = scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+                )
+            else:
+                mixed = capped_attention(q, k, v, mask, scaling, softcap)
+            outputs.append(mixed.transpose(1, 2).flatten(0, 1))  # (S · Lq, H, D)
+        return torch.cat(outputs).index_select(0, self.back).unsqueeze(0)
 
 
-def _places(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """(S, L) places in the row of S segments, padded with 0, and which of them are real."""
-    longest = int(length.max()) if length.numel() else 0
-    steps = torch.arange(longest, device=start.device)
-    real = steps < length.unsqueeze(1)
-    return (start.unsqueeze(1) + steps) * real, real
+def _segments(batch: PackedBatch) -> list[_Segment]:
+    """Prompts, and those completions that have inputs."""
+    prompts = list(zip(batch.prompt_start.tolist(), batch.prompt_length.tolist(), strict=True))
+    completions = zip(
+        batch.prompt_of.tolist(), batch.completion_start.tolist(), batch.completion_length.tolist(), strict=True
+    )
+    return [_Segment(0, 0, *prompt) for prompt in prompts] + [
+        _Segment(*prompts[prompt], start, length) for prompt, start, length in completions if length
+    ]
+
+
+def _parts(segments: list[_Segment]) -> list[list[_Segment]]:
+    """Segments of similar size together, as long as what they are padded by costs less than another call.
+
+    Prompts and completions stay apart, since the former need no mask.
+    """
+    parts: list[list[_Segment]] = []
+    longest = useful = 0
+    for segment in sorted(segments, key=lambda item: (item.context_length, item.length)):
+        cost = segment.length * (segment.context_length + segment.length)
+        longest, useful = max(longest, segment.length), useful + cost
+        padded = (len(parts[-1]) + 1) * longest * (segment.context_length + longest) if parts else 0
+        if (
+            not parts
+            or padded - useful > CALL_COST
+            or (segment.context_length > 0 and parts[-1][0].context_length == 0)
+        ):
+            parts.append([])
+            longest, useful = segment.length, cost
+        parts[-1].append(segment)
+    return parts
+
+
+def _block(part: list[_Segment], device: torch.device) -> Block:
+    context_start, context_length, start, length = torch.tensor(part, device=device).unsqueeze(-1).unbind(1)
+    widths = [int(lengths.max()) for lengths in (context_length, length)]
+    (context, context_real), (query, query_real) = (
+        _places(first, lengths, width)
+        for first, lengths, width in zip((context_start, start), (context_length, length), widths, strict=True)
+    )
+    steps = [torch.arange(width, device=device) for width in widths]
+    position = torch.cat([steps[0].expand(len(part), -1), context_length + steps[1]], dim=1)
+    real = torch.cat([context_real, query_real], dim=1)
+    distance = (context_length + steps[1]).unsqueeze(2) - position.unsqueeze(1)
+    return Block(
+        query=query,
+        key=torch.cat([context, query], dim=1),
+        distance=distance.masked_fill(~(query_real.unsqueeze(2) & real.unsqueeze(1)), -1).clamp_min(-1),
+        causal=widths[0] == 0,
+    )
+
+
+def _places(start: Tensor, length: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(S, width) places in the row of S segments, given as (S, 1), padded with 0; and which of them are real."""
+    steps = torch.arange(width, device=start.device)
+    real = steps < length
+    return (start + steps) * real, real
+
+
+def _gather(tensor: Tensor, places: Tensor) -> Tensor:
+    """(S, H, L, D) the rows of (N, H, D) at (S, L) places; by ``index_select``, whose backward is fast."""
+    return tensor.index_select(0, places.flatten()).view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
+
+
+def capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float
+) -> Tensor:
+    """(S, H, Lq, D) attention whose scores are softcap · tanh(score / softcap), as in Gemma 2 (arXiv 2408.00118).
+
+    Args:
+        query: (S, H, Lq, D).
+        key: (S, H_kv, Lk, D).
+        value: (S, H_kv, Lk, D).
+        mask: (S, 1, Lq, Lk), or ``None`` for a triangle.
+        scaling: of the scores.
+        softcap: the largest score.
+    """
+    shared = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
+    scores = softcap * torch.tanh((query @ key.transpose(2, 3)) * (scaling / softcap))
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    shares = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=wide)
+    return shares.to(value.dtype) @ value
 
 
 def shared_prompt_attention(
@@ -87,6 +234,7 @@ def shared_prompt_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     plan: AttentionPlan | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -95,11 +243,12 @@ def shared_prompt_attention(
     Args:
         module: the attention layer.
         query: (1, H, N, D).
-        key: (1, H_kv, N, D); several query heads may share one.
+        key: (1, H_kv, N, D).
         value: (1, H_kv, N, D).
         attention_mask: unused: the plan says what is seen.
         scaling: of the scores; 1/√D when ``None``.
-        sliding_window: keys farther back than this are not seen.
+        sliding_window: keys this far back, or farther, are not seen.
+        softcap: a soft limit of the scores.
         plan: of the micro-batch.
         options: others; those that would change the result are refused.
 
@@ -111,39 +260,11 @@ def shared_prompt_attention(
             f"{type(module).__name__} doesn't pass the attention plan on to its attention function",
             remedy="This model can't be trained with the shared-prompt engine",
         )
-    for name in ("softcap", "s_aux", "position_bias"):
+    for name in ("s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ConfigError(f"{type(module).__name__} uses attention with {name}, which the engine doesn't compute")
-    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # (N, H, D)
-    grouped = q.shape[1] != k.shape[1]
-    window = None if sliding_window is None or plan.distance.numel() == 0 else sliding_window
-
-    def attend(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        mixed = scaled_dot_product_attention(
-            _rows(q, queries),
-            _rows(k, keys),
-            _rows(v, keys),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        return mixed.transpose(1, 2).flatten(0, 1)  # (segments · length, H, D)
-
-    if sliding_window is None or plan.prompt.shape[1] <= sliding_window:
-        outputs = [attend(plan.prompt, plan.prompt, None)]
-    else:
-        steps = torch.arange(plan.prompt.shape[1], device=q.device)
-        gap = steps.unsqueeze(1) - steps
-        outputs = [attend(plan.prompt, plan.prompt, (gap >= 0) & (gap < sliding_window))]
-    if plan.query.numel():
-        outputs.append(attend(plan.query, plan.key, plan.mask(window)))
-    return torch.cat(outputs).index_select(0, plan.back).unsqueeze(0), None
-
-
-def _rows(tensor: Tensor, places: Tensor) -> Tensor:
-    """(S, H, L, D) the rows of (N, H, D) at (S, L) places; by ``index_select``, whose backward is fast."""
-    return tensor.index_select(0, places.flatten()).view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return plan.attend(query, key, value, scaling=scaling, window=sliding_window, softcap=softcap), None
 
 
 AttentionInterface.register(NAME, shared_prompt_attention)
@@ -158,7 +279,7 @@ def use_shared_prompt_attention(model: PreTrainedModel) -> None:
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """Ordinary attention for a while: for generation, which goes token by token with a cache."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     try:
         yield
     finally:

@@ -1,10 +1,12 @@
 """Log-probabilities of completions: the one numerical path for policy, reference, cache and evaluation.
 
-Shape letters: N tokens of the row · T completion tokens · C completions · H hidden units · V vocabulary.
+Shape letters: N tokens of the row · T completion tokens · C completions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,9 +16,20 @@ from transformers import PretrainedConfig, PreTrainedModel
 from dipole.data.batch import PackedBatch
 from dipole.errors import ConfigError
 from dipole.policy.attention import plain_attention, plan_attention, use_shared_prompt_attention
+from dipole.policy.head import HeadInput, chunked_kl, chunked_logprobs
 
-HEAD_BYTES = 256 * 2**20
-"""Memory for the logits of one chunk of the head; the chunk is as many tokens as fit."""
+
+@dataclass(frozen=True, slots=True)
+class TokenValues:
+    """What a model says of the T completion tokens of a batch.
+
+    Args:
+        logps: (T,) log-probabilities, float32 or float64.
+        byproducts: (T,) others by name: those of ``policy.head.BYPRODUCTS``, and ``"kl"``, KL(π_ref ‖ π).
+    """
+
+    logps: Tensor
+    byproducts: Mapping[str, Tensor]
 
 
 class Policy(nn.Module):
@@ -42,8 +55,22 @@ class Policy(nn.Module):
         """Where the inputs have to be."""
         return self.transformer.device
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Float32 (or float64) log-probabilities of shape (T,), one a completion token."""
+    def forward(
+        self, batch: PackedBatch, byproducts: Sequence[str] = (), reference: HeadInput | None = None
+    ) -> TokenValues:
+        """Log-probabilities of all completion tokens, and by-products of them.
+
+        Args:
+            batch: on the model's device.
+            byproducts: names of ``policy.head.BYPRODUCTS``.
+            reference: of a reference on the same batch: then ``"kl"`` is among the by-products, with its graph.
+        """
+        head = self.head_input(batch)
+        logps, others = chunked_logprobs(head, batch.target, byproducts)
+        return TokenValues(logps, others if reference is None else others | {"kl": chunked_kl(head, reference)})
+
+    def head_input(self, batch: PackedBatch) -> HeadInput:
+        """The hidden states that predict completion tokens, and the head's parameters."""
         transformer = self.transformer
         output = transformer.get_decoder()(
             input_ids=batch.input_ids.unsqueeze(0),
@@ -55,7 +82,7 @@ class Policy(nn.Module):
         if (scale := logit_scale(transformer.config)) != 1:
             hidden = hidden * scale
         head = transformer.get_output_embeddings()
-        return chunked_logprobs(hidden, head.weight, getattr(head, "bias", None), batch.target)
+        return HeadInput(hidden, head.weight, getattr(head, "bias", None))
 
 
 def logit_scale(config: PretrainedConfig) -> float:
@@ -66,87 +93,6 @@ def logit_scale(config: PretrainedConfig) -> float:
 def sum_by_completion(values: Tensor, batch: PackedBatch) -> Tensor:
     """(C,) sums of (T,) values over the tokens of each completion."""
     return values.new_zeros(batch.num_completions).index_add(0, batch.owner, values)
-
-
-def chunked_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    """Log-probabilities of ``target`` under softmax(hidden · weightᵀ + bias), without ever keeping the logits.
-
-    Args:
-        hidden: (T, H) states that predict the targets.
-        weight: (V, H) of the language-model head.
-        bias: (V,) or ``None``.
-        target: (T,) token ids.
-
-    Returns:
-        (T,) in float32, or float64 when ``hidden`` is; matrix products accumulate in it too.
-    """
-    with torch.autocast(hidden.device.type, enabled=False):  # else the products would be half precision after all
-        result: Tensor = _ChunkedLogProbs.apply(hidden, weight, bias, target)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _ChunkedLogProbs(torch.autograd.Function):
-    """Cross-entropy over a large vocabulary with a backward pass of its own.
-
-    The gradient of log p(y) in the hidden state is W[y] − Σ_v p(v) W[v]. With a frozen head this vector is all that
-    backward needs, and forward has the probabilities at hand: computed there, it saves computing the logits twice.
-    With a trained head backward computes the logits again, since the head's gradient needs them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-        """(T,) log-probabilities."""
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        head = weight.to(wide)
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        ctx.recompute = needs_weight or needs_bias
-        direction = torch.empty_like(hidden, dtype=wide) if needs_hidden and not ctx.recompute else None
-        logps = torch.empty(target.shape, dtype=wide, device=hidden.device)
-        for part in _chunks(target.numel(), weight.shape[0], wide):
-            logits = _logits(hidden[part], head, bias, wide)
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            logps[part] = (logits.gather(1, target[part].unsqueeze(1)) - normalizer).squeeze(1)
-            if direction is not None:
-                probabilities = logits.sub_(normalizer).exp_()
-                direction[part] = head[target[part]] - probabilities @ head
-        ctx.save_for_backward(direction, *((hidden, weight, bias, target) if ctx.recompute else (None,) * 4))
-        ctx.hidden_dtype = hidden.dtype
-        return logps
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        """Gradients of the hidden states, the head's weight and its bias."""
-        (upstream,) = gradients
-        direction, hidden, weight, bias, target = ctx.saved_tensors
-        if not ctx.recompute:
-            scaled = None if direction is None else (upstream.unsqueeze(1) * direction).to(ctx.hidden_dtype)
-            return scaled, None, None, None
-        needs_hidden = ctx.needs_input_grad[0]
-        wide = upstream.dtype
-        head = weight.to(wide)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
-        for part in _chunks(target.numel(), weight.shape[0], wide):
-            logits = _logits(hidden[part], head, bias, wide)
-            grad_logits = logits.sub_(logits.logsumexp(-1, keepdim=True)).exp_().mul_(-upstream[part].unsqueeze(1))
-            grad_logits.scatter_add_(1, target[part].unsqueeze(1), upstream[part].unsqueeze(1))
-            grad_weight.addmm_(grad_logits.T, hidden[part].to(wide))
-            if grad_hidden is not None:
-                grad_hidden[part] = (grad_logits @ head).to(hidden.dtype)
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-        return grad_hidden, grad_weight.to(weight.dtype), None if grad_bias is None else grad_bias.to(bias.dtype), None
-
-
-def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, wide: torch.dtype) -> Tensor:
-    logits = hidden.to(wide) @ head.T
-    return logits if bias is None else logits.add_(bias)
-
-
-def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
-    size = max(1, HEAD_BYTES // (vocabulary * dtype.itemsize))
-    return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
 @torch.no_grad()
@@ -166,7 +112,7 @@ def check_engine(policy: Policy, batch: PackedBatch, *, tolerance: float) -> Non
     name = type(policy.transformer).__name__
     slow = plain_logprobs(policy, batch)
     try:
-        fast = policy(batch)
+        fast = policy(batch).logps
     except ConfigError:
         raise
     except Exception as fault:  # the model itself runs, so whatever is raised here is about the engine

@@ -10,59 +10,71 @@ from torch import Tensor
 
 from dipole.data.batch import PackedBatch
 from dipole.errors import ConfigError
+from dipole.policy.head import HeadInput, chunked_logprobs
 from dipole.policy.logprobs import Policy
 
 Strategy = Literal["auto", "adapter_off", "copy", "none"]
 
 
 class Reference(Protocol):
-    """Gives the reference's log-probabilities of a batch."""
+    """A model that is measured beside the policy. Nothing that it gives carries a gradient."""
 
     def token_logps(self, batch: PackedBatch) -> Tensor:
-        """(T,) one a completion token, without a gradient."""
+        """(T,) log-probabilities of the completion tokens."""
+
+    def head_input(self, batch: PackedBatch) -> HeadInput:
+        """What its logits are computed from, for losses that compare whole distributions."""
 
 
 class AdapterOff:
     """The policy with its adapter switched off: one model in memory, two forward passes."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
 
-    @torch.no_grad()
     def token_logps(self, batch: PackedBatch) -> Tensor:
         """(T,) of the model without its adapter."""
-        with self._policy.model.disable_adapter():  # type: ignore[operator]
-            result: Tensor = self._policy(batch)
-        return result
+        return chunked_logprobs(self.head_input(batch), batch.target)[0]
+
+    @torch.no_grad()
+    def head_input(self, batch: PackedBatch) -> HeadInput:
+        """Of the model without its adapter, detached."""
+        with self.policy.model.disable_adapter():  # type: ignore[operator]
+            hidden, weight, bias = self.policy.head_input(batch)
+        return HeadInput(hidden, weight.detach(), None if bias is None else bias.detach())
 
 
 class FrozenCopy:
-    """A model of its own that is never trained."""
+    """A model of its own, which is never trained."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy.eval().requires_grad_(False)
+        self.policy = policy.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def token_logps(self, batch: PackedBatch) -> Tensor:
         """(T,) of the frozen model."""
-        result: Tensor = self._policy(batch)
-        return result
+        return chunked_logprobs(self.head_input(batch), batch.target)[0]
+
+    @torch.no_grad()
+    def head_input(self, batch: PackedBatch) -> HeadInput:
+        """Of the frozen model."""
+        return self.policy.head_input(batch)
 
 
-def make_reference(strategy: Strategy, policy: Policy, *, needed: bool) -> Reference | None:
+def make_reference(strategy: Strategy, policy: Policy, *, needed: bool, moves: bool = False) -> Reference | None:
     """The reference for a policy that hasn't been trained yet.
 
     Args:
         strategy: ``auto`` takes ``adapter_off`` for an adapter and ``copy`` otherwise, or ``none`` if none is needed.
         policy: as it is at step 0.
         needed: whether the loss has a reference.
+        moves: whether it follows the policy in the course of training, so that it has to be a model of its own.
 
     Raises:
         ConfigError: the strategy doesn't fit the policy or the loss.
     """
     has_adapter = hasattr(policy.model, "disable_adapter")
     if strategy == "auto":
-        strategy = ("adapter_off" if has_adapter else "copy") if needed else "none"
+        strategy = ("adapter_off" if has_adapter and not moves else "copy") if needed else "none"
     if strategy == "none" and needed:
         raise ConfigError("the loss needs a reference", where="--reference none", remedy="Leave --reference at auto")
     if strategy != "none" and not needed:
@@ -70,6 +82,12 @@ def make_reference(strategy: Strategy, policy: Policy, *, needed: bool) -> Refer
             "the loss has no reference, so computing one would be for nothing",
             where=f"--reference {strategy}",
             remedy="Leave --reference at auto, or use none",
+        )
+    if moves and strategy != "copy":
+        raise ConfigError(
+            "a reference that follows the policy has to be a model of its own",
+            where=f"--reference {strategy}" if needed else "--sync_reference_every",
+            remedy="Use --reference copy" if needed else "Leave it out: the loss has no reference",
         )
     if strategy == "none":
         return None

@@ -1,7 +1,8 @@
 """Checkpoints: written beside, checked by hash, renamed when whole. Safetensors and JSON, no pickle.
 
-A checkpoint holds what training changes: the trained weights, the optimizer's state, and the step. The order of the
-data and the learning rate are functions of the step, and no step draws random numbers, so that is all of it.
+A checkpoint holds what training changes: the trained weights, the optimizer's state, the moving state of loss and
+constraints, a moving reference, and the step. The order of the data and the learning rate are functions of the step,
+and no step draws random numbers, so that is all of it.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ import json
 import os
 import shutil
 import uuid
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dipole.errors import ConfigError
-from dipole.train.setup import Run
+from dipole.objective.constraints import Constraint
+from dipole.policy.logprobs import Policy
+from dipole.policy.reference import FrozenCopy
+from dipole.train.setup import Run, trained_parameters
 from dipole.train.track import now, write_json
 
 FORMAT = 1
 KEEP = 2
+STATE = "state.safetensors"
+REFERENCE = "reference.safetensors"
 MANIFEST = "manifest.json"
 
 
@@ -37,8 +43,12 @@ def save_checkpoint(run: Run) -> Path:
     scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     scratch.mkdir(parents=True)
     try:
-        save_file(_trained(run), scratch / "trained.safetensors")
+        save_file(_trained(run, run.policy), scratch / "trained.safetensors")
         save_file(_optimizer_tensors(run), scratch / "optimizer.safetensors")
+        if run.state:
+            save_file({name: value.cpu().clone() for name, value in run.state.items()}, scratch / STATE)
+        if (reference := _moving_reference(run)) is not None:
+            save_file(_trained(run, reference), scratch / REFERENCE)
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(scratch.iterdir())
         }
@@ -87,6 +97,8 @@ def identity(run: Run) -> dict[str, Any]:
         "model": run.fingerprint,
         "data": {name: value for name, value in run.data.facts.items() if name != "source"},
         "loss": {"name": run.loss.name, **{name: _plain(value) for name, value in run.hyper.items()}},
+        "constraints": [_facts(constraint) for constraint in run.constraints],
+        "reference": {"sync_every": config.sync_reference_every, "sync_alpha": config.sync_reference_alpha},
         "peft": {name: getattr(config.peft, name) for name in ("method", "rank", "alpha", "targets")},
         "global_batch_size": config.global_batch_size,
         "seed": config.seed,
@@ -94,6 +106,12 @@ def identity(run: Run) -> dict[str, Any]:
         "prompt_format": config.prompt_format,
         "tokenizer": hashlib.sha256(str(run.tokenizer.chat_template).encode()).hexdigest()[:16],
     }
+
+
+def _facts(constraint: Constraint) -> dict[str, Any]:
+    """All of a constraint but its function, which nobody can compare."""
+    numbers = {item.name: getattr(constraint, item.name) for item in fields(constraint) if item.name != "function"}
+    return {"kind": type(constraint).__name__, **numbers}
 
 
 def _plain(value: Any) -> Any:
@@ -116,12 +134,17 @@ def _check_identity(manifest: dict[str, Any], run: Run, folder: Path) -> None:
         )
 
 
-def _trained(run: Run) -> dict[str, Tensor]:
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in run.policy.named_parameters()
-        if parameter.requires_grad
-    }
+def _trained(run: Run, model: Policy) -> dict[str, Tensor]:
+    """What training changes, as it is in the policy or in a reference that follows it."""
+    tensors = trained_parameters(run.policy, model)
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _moving_reference(run: Run) -> Policy | None:
+    if run.config.sync_reference_every is None:
+        return None
+    assert isinstance(run.reference, FrozenCopy)
+    return run.reference.policy
 
 
 def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
@@ -135,16 +158,21 @@ def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
 
 
 def _restore(run: Run, folder: Path) -> None:
-    weights = load_file(folder / "trained.safetensors")
-    with torch.no_grad():
-        for name, parameter in run.policy.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(weights.pop(name))
+    _copy(load_file(folder / "trained.safetensors"), trained_parameters(run.policy, run.policy))
+    if (reference := _moving_reference(run)) is not None:
+        _copy(load_file(folder / REFERENCE), trained_parameters(run.policy, reference))
+    if run.state:
+        run.state = {name: value.to(run.accelerator.device) for name, value in load_file(folder / STATE).items()}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(folder / "optimizer.safetensors").items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = tensor
     run.optimizer.load_state_dict({"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]})
+
+
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
 
 
 def _damage(folder: Path) -> str | None:

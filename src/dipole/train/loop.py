@@ -9,21 +9,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dipole.data.batch import PackedBatch, Pairs, Relations, micro_batches, pack, total_weight
+from dipole.data.batch import PackedBatch, Pairs, Relations, Unaries, micro_batches, pack, total_weight
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import TrainingFault
-from dipole.objective import Completions, Outcome, PairIndex, evaluate
-from dipole.objective.diagnostics import pair_metrics
-from dipole.policy.logprobs import sum_by_completion
-from dipole.train.inputs import completions_of, relation_index
+from dipole.objective import ListIndex, PairIndex, UnaryIndex
+from dipole.objective.diagnostics import list_metrics, pair_metrics, unary_metrics
+from dipole.objective.tr_dpo import sync_is_due, updated_reference
+from dipole.policy.reference import FrozenCopy
+from dipole.train.forward import (
+    Evaluated,
+    evaluate_batch,
+    joined_values,
+    policy_tokens,
+    reference_distributions,
+    token_values,
+)
+from dipole.train.inputs import relation_index
 from dipole.train.optim import rate_at
-from dipole.train.setup import Run
+from dipole.train.setup import Run, trained_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +81,7 @@ def steps(run: Run) -> Iterator[StepInfo]:
         began = time.perf_counter()
         groups = [run.data.train[index] for index in run.order.step(run.step)]
         meter = Meter()
-        backward(run, groups, meter)
+        state = backward(run, groups, meter)
         norm = clip(run)
         metrics = meter.means()
         _check_finite(run, metrics, norm)
@@ -81,7 +90,9 @@ def steps(run: Run) -> Iterator[StepInfo]:
             part["lr"] = rate
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
+        run.state = dict(state)
         run.step += 1
+        move_reference(run)
         tokens = sum(group.num_tokens for group in groups)
         seconds = time.perf_counter() - began
         yield StepInfo(
@@ -98,38 +109,96 @@ def steps(run: Run) -> Iterator[StepInfo]:
         )
 
 
-def backward(run: Run, groups: list[TokenizedGroup], meter: Meter) -> None:
-    """Accumulates the gradient of one optimizer step over its micro-batches."""
-    accelerator = run.accelerator
+def backward(run: Run, groups: list[TokenizedGroup], meter: Meter) -> Mapping[str, Tensor]:
+    """Accumulates the gradient of one optimizer step over its micro-batches.
+
+    Returns:
+        The moving state after the step.
+    """
+    parts = micro_batches(groups, run.config.max_tokens_per_microbatch)
+    if len(parts) > 1 and relations_depend_on_each_other(run):
+        return _backward_together(run, parts, meter)
     weight = total_weight(groups)
-    for part in micro_batches(groups, run.config.max_tokens_per_microbatch):
-        batch = pack(part).to(accelerator.device)
-        completions, outcome = forward(run, batch)
-        accelerator.backward((outcome.losses * batch.relations.weight).sum() / weight)
-        meter.add(relation_metrics(completions, outcome, batch.relations), batch.relations.weight)
+    state: Mapping[str, Tensor] = {}
+    for part in parts:
+        batch = pack(part).to(run.accelerator.device)
+        found = evaluate_batch(run, part, batch, token_values(run, batch))
+        run.accelerator.backward(mean_loss(found, batch, weight))
+        record(meter, batch, found)
+        state = found.state
+    return state
 
 
-def forward(run: Run, batch: PackedBatch) -> tuple[Completions, Outcome]:
-    """Log-probabilities of policy and reference, and the loss of every relation."""
-    with run.accelerator.autocast():
-        reference = None if run.reference is None else run.reference.token_logps(batch)
-        policy = run.policy(batch)
-    ref_logps = None if reference is None else sum_by_completion(reference, batch)
-    completions = completions_of(batch, sum_by_completion(policy, batch), ref_logps)
-    return completions, evaluate(run.loss, run.hyper, completions, relation_index(batch.relations))
+def relations_depend_on_each_other(run: Run) -> bool:
+    """Whether a relation's loss is a function of the whole step's batch."""
+    return bool(run.loss.coupling or run.loss.whole_batch or run.constraints)
 
 
-def relation_metrics(completions: Completions, outcome: Outcome, relations: Relations) -> dict[str, Tensor]:
+def _backward_together(run: Run, parts: list[list[TokenizedGroup]], meter: Meter) -> Mapping[str, Tensor]:
+    """The same gradient for a loss whose relations depend on each other, however the batch is cut.
+
+    Every token's value is computed first, without graph. The loss of the whole batch then gives the gradient of each
+    value, and a second pass takes these through the model, one micro-batch at a time.
+    """
+    batches = [pack(part).to(run.accelerator.device) for part in parts]
+    groups = [group for part in parts for group in part]
+    whole = pack(groups).to(run.accelerator.device)
+    tokens = joined_values(run, batches)
+    leaves = {name: tokens[name].requires_grad_() for name in ("logps", "kl") if name in tokens}
+    found = evaluate_batch(run, groups, whole, tokens)
+    run.accelerator.backward(mean_loss(found, whole, total_weight(groups)))
+    record(meter, whole, found)
+    start = 0
+    for batch in batches:
+        own = slice(start, start := start + batch.target.numel())
+        values = policy_tokens(run, batch, reference_distributions(run, batch))
+        slopes = {name: leaf.grad[own] for name, leaf in leaves.items() if leaf.grad is not None}
+        run.accelerator.backward(sum((values[name] * slope).sum() for name, slope in slopes.items()))
+    return found.state
+
+
+def mean_loss(found: Evaluated, batch: PackedBatch, weight: float) -> Tensor:
+    """The batch's share of the step's loss: Σ weight · loss over the step's weight, and what constraints add."""
+    return (found.outcome.losses * batch.relations.weight).sum() / weight + found.penalty
+
+
+def record(meter: Meter, batch: PackedBatch, found: Evaluated) -> None:
+    """Takes a batch's metrics into the meter."""
+    relations, weight = batch.relations, batch.relations.weight
+    meter.add(relation_metrics(found, relations), weight)
+    if isinstance(relations, Unaries):
+        of = {"rewards": found.outcome.rewards, "logps": found.completions.logps}
+        for side, chosen in (("chosen", relations.desirable), ("rejected", ~relations.desirable)):
+            meter.add({f"{name}/{side}": values[relations.completion] for name, values in of.items()}, weight * chosen)
+    meter.add({name: value.reshape(1) for name, value in found.constraints.items()}, weight.new_ones(1))
+
+
+def relation_metrics(found: Evaluated, relations: Relations) -> dict[str, Tensor]:
     """(R,) values that are averaged and logged."""
-    values = {"loss": outcome.losses, **outcome.logged}
-    if isinstance(relations, Pairs):
-        pairs = relation_index(relations)
-        assert isinstance(pairs, PairIndex)
-        values |= pair_metrics(completions, outcome.rewards, pairs)
-        if completions.ref_logps is not None:
-            values["ref_logps/chosen"] = completions.ref_logps[relations.chosen]
-            values["ref_logps/rejected"] = completions.ref_logps[relations.rejected]
+    completions, rewards = found.completions, found.outcome.rewards
+    values = {"loss": found.outcome.losses, **found.outcome.logged}
+    match relation_index(relations):
+        case PairIndex() as pairs:
+            values |= pair_metrics(completions, rewards, pairs)
+            if completions.ref_logps is not None:
+                values["ref_logps/chosen"] = completions.ref_logps[pairs.i]
+                values["ref_logps/rejected"] = completions.ref_logps[pairs.j]
+        case UnaryIndex() as unaries:
+            values |= unary_metrics(completions, rewards, unaries)
+        case ListIndex() as lists:
+            values |= list_metrics(completions, rewards, lists)
     return values
+
+
+def move_reference(run: Run) -> None:
+    """TR-DPO: takes the reference towards the policy, where that is due after this step."""
+    every = run.config.sync_reference_every
+    if every is None or not sync_is_due(run.step, every):
+        return
+    assert isinstance(run.reference, FrozenCopy)
+    old, new = trained_parameters(run.policy, run.reference.policy), trained_parameters(run.policy, run.policy)
+    for name, value in updated_reference(old, new, alpha=run.config.sync_reference_alpha).items():
+        old[name].copy_(value)
 
 
 def clip(run: Run) -> float:
@@ -150,12 +219,17 @@ def check_start(run: Run) -> None:
     """
     if run.reference is None:
         return
-    part = micro_batches([run.data.train[index] for index in run.order.step(0)], run.config.max_tokens_per_microbatch)
-    batch = pack(part[0]).to(run.accelerator.device)
-    completions, outcome = forward(run, batch)
+    first = [run.data.train[index] for index in run.order.step(0)]
+    part = micro_batches(first, run.config.max_tokens_per_microbatch)[0]
+    batch = pack(part).to(run.accelerator.device)
+    tokens = token_values(run, batch)
+    found = evaluate_batch(run, part, batch, tokens)
+    equal = {**tokens, "logps": tokens["ref_logps"]}
+    if "kl" in tokens:
+        equal["kl"] = torch.zeros_like(tokens["kl"])
+    completions, outcome = found.completions, found.outcome
+    expected = evaluate_batch(run, part, batch, equal).outcome.losses
     assert completions.ref_logps is not None
-    equal = replace(completions, logps=completions.ref_logps)
-    expected = evaluate(run.loss, run.hyper, equal, relation_index(batch.relations)).losses
     gap = float((completions.logps - completions.ref_logps).abs().max())
     difference = float((outcome.losses - expected).abs().max()) if expected.numel() else 0.0
     tolerance = 1e-4 if run.accelerator.mixed_precision == "no" else 0.1
@@ -184,20 +258,24 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     Returns:
         A row a relation (its values, weight and label), and the metrics under ``eval/``.
     """
-    meter, rows = Meter(), []
-    accelerator = run.accelerator
-    for part in micro_batches(run.data.held_out, run.config.max_tokens_per_microbatch):
-        batch = pack(part).to(accelerator.device)
-        completions, outcome = forward(run, batch)
-        values = relation_metrics(completions, outcome, batch.relations)
-        meter.add(values, batch.relations.weight)
-        if isinstance(batch.relations, Pairs):
-            values |= {"prob": batch.relations.prob}
-        columns = {name: value.tolist() for name, value in {**values, "weight": batch.relations.weight}.items()}
-        ids = [group.id for group in part for _ in group.relations]
-        rows += [
-            {"id": ids[number]} | {name: column[number] for name, column in columns.items()}
-            for number in range(len(ids))
-        ]
+    meter, groups = Meter(), run.data.held_out
+    parts = micro_batches(groups, run.config.max_tokens_per_microbatch)
+    groups = [group for part in parts for group in part]
+    device = run.accelerator.device
+    tokens = joined_values(run, [pack(part).to(device) for part in parts])
+    batch = pack(groups).to(device)
+    found = evaluate_batch(run, groups, batch, tokens)
+    record(meter, batch, found)
+    relations = batch.relations
+    values = relation_metrics(found, relations)
+    if run.loss.whole_batch:
+        del values["loss"]  # it belongs to a rank, not to this pair
+    prob = relations.prob if isinstance(relations, Pairs) else torch.ones_like(relations.weight)
+    values |= {"prob": prob, "weight": relations.weight}
+    columns = {name: value.tolist() for name, value in values.items()}
+    ids = [group.id for group in groups for _ in group.relations]
+    rows = [
+        {"id": ids[number]} | {name: column[number] for name, column in columns.items()} for number in range(len(ids))
+    ]
     metrics = {f"eval/{name}": value for name, value in meter.means().items()}
     return rows, metrics | {"eval/n": len(rows)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,26 +15,33 @@ import yaml
 
 from dipole import __version__
 from dipole.config import TrainConfig
-from dipole.data.batch import in_chunks
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError, Stopped
+from dipole.objective.constraints import Constraint, ConstraintFunction
 from dipole.policy.generate import Sampling, sample
 from dipole.policy.load import count_parameters, quietly
-from dipole.policy.logprobs import sum_by_completion
 from dipole.progress import Progress, Silent
 from dipole.train.checkpoint import resume, save_checkpoint
+from dipole.train.forward import completion_logps
 from dipole.train.loop import StepInfo, held_out_rows, steps
 from dipole.train.setup import Run, prepare
 from dipole.train.track import append_lines, cut_back, environment, now, write_json
 
 
-def train(config: TrainConfig, progress: Progress | None = None, *, kind: str = "train") -> Path:
+def train(
+    config: TrainConfig,
+    progress: Progress | None = None,
+    *,
+    kind: str = "train",
+    constraints: Sequence[Constraint | ConstraintFunction] = (),
+) -> Path:
     """Trains a model on preferences and writes a run folder.
 
     Args:
         config: everything about it.
         progress: is told where the run is.
         kind: what the manifest calls the run.
+        constraints: terms beside a pairwise loss, as in ``dipole.objective.constraints``.
 
     Returns:
         The run folder: config.yaml, manifest.json, metrics.jsonl, samples.jsonl, held_out.jsonl, audit.json,
@@ -48,7 +55,7 @@ def train(config: TrainConfig, progress: Progress | None = None, *, kind: str = 
     output = Path(config.output)
     _refuse_used(output, config)
     began = time.time()
-    run = prepare(config, progress)
+    run = prepare(config, progress, constraints)
     config = run.config
     output.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(run, kind)
@@ -143,15 +150,7 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
         TokenizedGroup(id=str(index), prompt_ids=prompts[index].ids, completion_ids=(item.ids,), relations=())
         for index, item in enumerate(drawn)
     ]
-    logps: dict[int, tuple[float, float | None]] = {}
-    for batch in in_chunks(groups, run.config.max_tokens_per_microbatch):
-        batch = batch.to(run.accelerator.device)
-        with run.accelerator.autocast():
-            policy = sum_by_completion(run.policy(batch), batch).tolist()
-            reference = [None] * len(policy)
-            if run.reference is not None:
-                reference = sum_by_completion(run.reference.token_logps(batch), batch).tolist()
-        logps |= {int(id): pair for id, pair in zip(batch.group_ids, zip(policy, reference, strict=True), strict=True)}
+    logps, ref_logps = completion_logps(run, groups)
     return [
         {
             "step": run.step,
@@ -161,8 +160,8 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
             "seed": sampling.seed,
             "index": index,
             "finished": item.finished,
-            "logps": logps[index][0],
-            "ref_logps": logps[index][1],
+            "logps": float(logps[index]),
+            "ref_logps": None if ref_logps is None else float(ref_logps[index]),
             "tokens": len(item.ids),
             "score": None,
         }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,34 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dipole.config import TrainConfig
 from dipole.data.audit import AuditReport, audit
 from dipole.data.batch import Order, PackedBatch, groups_fingerprint, pack
+from dipole.data.facts import with_facts
 from dipole.data.files import is_held_out
 from dipole.data.formats import load_groups
 from dipole.data.reduce import reduce_groups
 from dipole.data.tokenize import TokenizedGroup, TokenizeOptions, prompt_token_ids, tokenize_groups
 from dipole.errors import ConfigError, DataError
 from dipole.group import Group, plain
-from dipole.objective import Loss, resolve
+from dipole.objective import Loss, initial_state, resolve
+from dipole.objective.constraints import Constraint, ConstraintFunction, initial_multipliers, named_constraints
 from dipole.policy.adapters import add_adapter
 from dipole.policy.load import fingerprint, load_model, load_tokenizer, max_positions, weights_dtype
 from dipole.policy.logprobs import Policy, check_engine
 from dipole.policy.reference import Reference, make_reference
 from dipole.progress import Progress
-from dipole.train.inputs import check_relations, check_trainable
+from dipole.train.inputs import (
+    FACTS,
+    MISMATCHED,
+    MULTIPLIER,
+    check_relations,
+    check_trainable,
+    with_other_prompts,
+)
 from dipole.train.optim import cautions, make_optimizer
 
 DEFAULT_LENGTH = 1024
@@ -65,11 +75,13 @@ class Data:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A run's parts. Only ``step`` changes, and what lies inside of policy and optimizer.
+    """A run's parts. Only ``step`` and ``state`` change, and what lies inside of policy, reference and optimizer.
 
     Args:
         fingerprint: of the model that training starts from.
         loss, hyper: the loss's row and its hyper-parameters.
+        constraints: terms beside the loss.
+        state: the moving state of the loss, and the constraints' multipliers.
         step: optimizer steps done.
     """
 
@@ -86,11 +98,26 @@ class Run:
     order: Order
     optimizer: torch.optim.Optimizer
     total_steps: int
+    constraints: tuple[Constraint, ...] = ()
+    state: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
 
 
-def prepare(config: TrainConfig, progress: Progress) -> Run:
+def trained_parameters(policy: Policy, model: Policy) -> dict[str, Tensor]:
+    """By name, the tensors of ``model`` that training changes in ``policy``."""
+    values = dict(model.named_parameters())
+    return {name: values[name].detach() for name, value in policy.named_parameters() if value.requires_grad}
+
+
+def prepare(
+    config: TrainConfig, progress: Progress, constraints: Sequence[Constraint | ConstraintFunction] = ()
+) -> Run:
     """Builds a run; cheap checks come before slow ones.
+
+    Args:
+        config: everything about it.
+        progress: is told where it is.
+        constraints: terms beside a pairwise loss.
 
     Raises:
         ConfigError: options that don't fit each other, the loss or the model.
@@ -100,6 +127,9 @@ def prepare(config: TrainConfig, progress: Progress) -> Run:
     config = with_max_length(config)
     loss = resolve(config.loss.name)
     check_trainable(loss)
+    named = named_constraints(constraints)
+    if named and loss.relation != "pair":
+        raise ConfigError(f"{loss.name} has no pairs, and constraints are functions of pairs", where="constraints")
     hyper = loss.settings(**config.loss.hyperparameters())
     tokenizer = load_tokenizer(config.model)
     data = prepare_data(config, loss, tokenizer, progress)
@@ -112,7 +142,9 @@ def prepare(config: TrainConfig, progress: Progress) -> Run:
     _check_vocabulary(policy, tokenizer)
     tolerance = 1e-3 if accelerator.mixed_precision == "no" else 0.5
     check_engine(policy, _probe(data.train, policy).to(accelerator.device), tolerance=tolerance)
-    reference = make_reference(config.reference, policy, needed=loss.needs_reference)
+    reference = make_reference(
+        config.reference, policy, needed=loss.needs_reference, moves=config.sync_reference_every is not None
+    )
     order = Order(len(data.train), config.global_batch_size, config.seed)
     total = order.steps_per_epoch * config.num_epochs
     return Run(
@@ -129,7 +161,14 @@ def prepare(config: TrainConfig, progress: Progress) -> Run:
         order=order,
         optimizer=make_optimizer(policy, config),
         total_steps=total if config.max_steps is None else min(total, config.max_steps),
+        constraints=named,
+        state=_initial_state(loss, named, accelerator.device),
     )
+
+
+def _initial_state(loss: Loss, constraints: tuple[Constraint, ...], device: torch.device) -> dict[str, Tensor]:
+    multipliers = initial_multipliers(constraints, device)
+    return initial_state(loss, device) | {MULTIPLIER + name: value for name, value in multipliers.items()}
 
 
 def prepare_data(config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> Data:
@@ -214,13 +253,14 @@ def _tokenized(
         progress.say(f"{count} {reason.replace('_', ' ')} dropped.")
     assert config.max_length is not None
     options = TokenizeOptions(max_length=config.max_length, prompt_format=config.prompt_format)
+    labeled = with_facts(labeled, [name for name in loss.inputs if name in FACTS])
     tokenized, counts = tokenize_groups(labeled, tokenizer, options)
     for sentence in counts.sentences():
         progress.say(f"{sentence}.")
     if counts.prompts_too_long > 0.05 * counts.groups:
         share = counts.prompts_too_long / counts.groups
         progress.say(f"That is {share:.0%} of the groups: raise --max_length (now {config.max_length}) to keep them.")
-    return tokenized
+    return with_other_prompts(tokenized) if MISMATCHED in loss.inputs else tokenized
 
 
 def _say_format(

@@ -1,0 +1,185 @@
+"""The language-model head: from hidden states to numbers a token, in chunks, without ever keeping the logits.
+
+Shape letters: T completion tokens · H hidden units · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+HEAD_BYTES = 256 * 2**20
+"""Memory for the logits of one chunk; the chunk is as many tokens as fit."""
+
+BYPRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "entropy": lambda log_probs, target: -(log_probs.exp() * log_probs).sum(-1),
+    "top1": lambda log_probs, target: (log_probs.argmax(-1) == target).to(log_probs.dtype),
+    "log_sum_sq_probs": lambda log_probs, target: (2 * log_probs).logsumexp(-1),
+}
+"""What can be had of each token's distribution besides the target's log-probability, by name; never with a gradient.
+
+From log-probabilities (T, V) and targets (T,) to (T,): the entropy in nats, 1 where the target is the likeliest token,
+and log Σ_v p(v)².
+"""
+
+
+class HeadInput(NamedTuple):
+    """What logits are computed from: hidden · weightᵀ + bias.
+
+    Args:
+        hidden: (T, H) states that predict the completion tokens.
+        weight: (V, H).
+        bias: (V,) or ``None``.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+def chunked_logprobs(
+    head: HeadInput, target: Tensor, byproducts: Sequence[str] = ()
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities of ``target`` under softmax(logits).
+
+    Args:
+        head: of the model.
+        target: (T,) token ids.
+        byproducts: names of ``BYPRODUCTS``; each costs a pass over the chunk's logits.
+
+    Returns:
+        (T,) with graph, and the by-products (T,) without; float32, or float64 when ``hidden`` is. Matrix products
+        accumulate in it too.
+    """
+    return _in_chunks(head, _LogProb(target), tuple(byproducts), target)
+
+
+def chunked_kl(head: HeadInput, reference: HeadInput) -> Tensor:
+    """(T,) KL(π_ref ‖ π) of the next token's distribution, summed over the whole vocabulary, in nats.
+
+    Args:
+        head: of the policy, which gets the gradient.
+        reference: of the reference, which gets none.
+    """
+    return _in_chunks(head, _KL(reference))[0]
+
+
+def _in_chunks(
+    head: HeadInput, function: _OfLogits, byproducts: tuple[str, ...] = (), target: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.autocast(head.hidden.device.type, enabled=False):  # else the products would be half precision after all
+        values, *others = _ChunkedHead.apply(*head, function, byproducts, target)  # type: ignore[no-untyped-call]
+    return values, dict(zip(byproducts, others, strict=True))
+
+
+class _OfLogits(Protocol):
+    """A number a token that is a function of its logits."""
+
+    def __call__(self, log_probs: Tensor, part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        """(t,) values of a chunk's tokens, and what makes (t, V) their slopes in the logits out of ``log_probs``."""
+
+
+class _LogProb:
+    """log p(target), whose slope in the logits is onehot(target) − p."""
+
+    def __init__(self, target: Tensor) -> None:
+        self._target = target
+
+    def __call__(self, log_probs: Tensor, part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        target = self._target[part].unsqueeze(1)
+        values = log_probs.gather(1, target)
+        ones = torch.ones_like(values)
+        return values.squeeze(1), lambda: log_probs.exp_().neg_().scatter_add_(1, target, ones)
+
+
+class _KL:
+    """Σ_v r(v) (log r(v) − log p(v)), whose slope in the logits of p is p − r."""
+
+    def __init__(self, reference: HeadInput) -> None:
+        self._reference = reference
+
+    def __call__(self, log_probs: Tensor, part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
+        hidden, weight, bias = self._reference
+        wide = log_probs.dtype
+        reference = _log_probs(hidden[part], weight.to(wide), bias)
+        probs = reference.exp()
+        values = (probs * (reference - log_probs)).sum(-1)
+        return values, lambda: log_probs.exp_().sub_(probs)
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """A function of the logits of every token, with a backward pass of its own.
+
+    Its gradient in the hidden state is slope · W. With a frozen head this vector is all that backward needs, and
+    forward has the probabilities at hand: made there, it saves computing the logits twice. With a trained head backward
+    computes the logits again, since the head's gradient needs the slopes themselves.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        function: _OfLogits,
+        byproducts: tuple[str, ...],
+        target: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """(T,) values, and one (T,) tensor a by-product."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        head = weight.to(wide)
+        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        ctx.recompute = needs_weight or needs_bias
+        direction = torch.empty_like(hidden, dtype=wide) if needs_hidden and not ctx.recompute else None
+        values, *others = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(1 + len(byproducts)))
+        for part in _chunks(hidden.shape[0], weight.shape[0], wide):
+            log_probs = _log_probs(hidden[part], head, bias)
+            for name, row in zip(byproducts, others, strict=True):
+                assert target is not None
+                row[part] = BYPRODUCTS[name](log_probs, target[part])
+            values[part], slopes = function(log_probs, part)
+            if direction is not None:
+                direction[part] = slopes() @ head
+        ctx.save_for_backward(direction, *((hidden, weight, bias) if ctx.recompute else (None,) * 3))
+        ctx.hidden_dtype, ctx.function = hidden.dtype, function
+        ctx.mark_non_differentiable(*others)
+        return (values, *others)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the hidden states, the head's weight and its bias."""
+        upstream = gradients[0]
+        direction, hidden, weight, bias = ctx.saved_tensors
+        if not ctx.recompute:
+            scaled = None if direction is None else (upstream.unsqueeze(1) * direction).to(ctx.hidden_dtype)
+            return scaled, None, None, None, None, None
+        wide = upstream.dtype
+        head = weight.to(wide)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=wide)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+        for part in _chunks(hidden.shape[0], weight.shape[0], wide):
+            _, slopes = ctx.function(_log_probs(hidden[part], head, bias), part)
+            grad_logits = slopes().mul_(upstream[part].unsqueeze(1))
+            grad_weight.addmm_(grad_logits.T, hidden[part].to(wide))
+            if grad_hidden is not None:
+                grad_hidden[part] = (grad_logits @ head).to(hidden.dtype)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None
+
+
+def _log_probs(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+    logits = hidden.to(head.dtype) @ head.T
+    if bias is not None:
+        logits += bias
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
+def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
+    size = max(1, HEAD_BYTES // (vocabulary * dtype.itemsize))
+    return [slice(start, start + size) for start in range(0, tokens, size)]

@@ -1,0 +1,137 @@
+"""From a packed batch to the loss of every relation: token values by policy and reference, then the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dipole.data.batch import PackedBatch, Pairs, micro_batches, pack
+from dipole.data.tokenize import TokenizedGroup
+from dipole.objective import Completions, Outcome, batch_sums, evaluate, settle
+from dipole.objective.constraints import ascend, constrain
+from dipole.policy.head import HeadInput, chunked_logprobs
+from dipole.policy.logprobs import sum_by_completion
+from dipole.train.inputs import MISMATCHED, MULTIPLIER, Tokens, completions_of, mismatched_groups, relation_index
+from dipole.train.setup import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """What the objective says of relations.
+
+    Args:
+        completions: what it was given.
+        outcome: the loss of each relation, with graph.
+        penalty: scalar with graph, what constraints add to the mean loss; 0 without any.
+        constraints: their values and multipliers, for the log.
+        state: the moving state after this step, if these relations are all of it.
+    """
+
+    completions: Completions
+    outcome: Outcome
+    penalty: Tensor
+    constraints: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+
+
+def policy_tokens(run: Run, batch: PackedBatch, reference: HeadInput | None) -> dict[str, Tensor]:
+    """What the policy says of every completion token, with graph."""
+    byproducts = [name for name in ("log_sum_sq_probs",) if name in run.loss.inputs]
+    with run.accelerator.autocast():
+        values = run.policy(batch, byproducts, reference)
+    return {"logps": values.logps, **values.byproducts}
+
+
+def reference_distributions(run: Run, batch: PackedBatch) -> HeadInput | None:
+    """The reference's distributions, for losses that compare those."""
+    if "seq_kl" not in run.loss.inputs or run.reference is None:
+        return None
+    with run.accelerator.autocast():
+        return run.reference.head_input(batch)
+
+
+def token_values(run: Run, batch: PackedBatch) -> dict[str, Tensor]:
+    """Everything that the loss needs of every completion token; what is the policy's has its graph."""
+    head = reference_distributions(run, batch)
+    tokens = policy_tokens(run, batch, head)
+    if head is not None:
+        tokens["ref_logps"] = chunked_logprobs(head, batch.target)[0]
+    elif run.reference is not None:
+        with run.accelerator.autocast():
+            tokens["ref_logps"] = run.reference.token_logps(batch)
+    return tokens
+
+
+def joined_values(run: Run, batches: Sequence[PackedBatch]) -> dict[str, Tensor]:
+    """The token values of several batches, one after the other, without graph."""
+    with torch.no_grad():
+        pieces = [token_values(run, batch) for batch in batches]
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def evaluate_batch(run: Run, groups: Sequence[TokenizedGroup], batch: PackedBatch, tokens: Tokens) -> Evaluated:
+    """The objective of a batch. Where relations depend on each other, it has to be all of an optimizer step.
+
+    Args:
+        run: its loss, constraints and moving state, which stays as it is.
+        groups: that the batch was packed from.
+        batch: with its relations.
+        tokens: of its completion tokens.
+    """
+    mismatched = mismatched_logratios(run, groups) if MISMATCHED in run.loss.inputs else None
+    completions = completions_of(run.loss, batch, tokens, mismatched)
+    relations = relation_index(batch.relations)
+    sums = batch_sums(run.loss, run.hyper, completions, relations)
+    constants, state = settle(run.loss, run.hyper, sums, run.state)
+    outcome = evaluate(run.loss, run.hyper, completions, relations, constants)
+    penalty, logged = outcome.losses.new_zeros(()), {}
+    if run.constraints and isinstance(batch.relations, Pairs):
+        multipliers = {item.name: run.state.get(MULTIPLIER + item.name) for item in run.constraints}
+        known = {name: value for name, value in multipliers.items() if value is not None}
+        found = constrain(
+            run.constraints,
+            known,
+            run.policy.model,
+            completions.logps,
+            completions.ref_logps,
+            batch.relations.chosen,
+            batch.relations.rejected,
+        )
+        penalty, logged = found.total, dict(found.logged)
+        risen = ascend(run.constraints, known, found.costs)
+        state = {**state, **{MULTIPLIER + name: value for name, value in risen.items()}}
+    return Evaluated(completions=completions, outcome=outcome, penalty=penalty, constraints=logged, state=state)
+
+
+@torch.no_grad()
+def mismatched_logratios(run: Run, groups: Sequence[TokenizedGroup]) -> Tensor:
+    """(C,) log-ratios of the groups' completions after prompts of other groups."""
+    assert run.config.max_length is not None
+    assert run.reference is not None
+    alone = [item for group in groups for item in mismatched_groups(group, run.config.max_length)]
+    logps, ref_logps = completion_logps(run, alone)
+    assert ref_logps is not None
+    return logps - ref_logps
+
+
+@torch.no_grad()
+def completion_logps(run: Run, groups: Sequence[TokenizedGroup]) -> tuple[Tensor, Tensor | None]:
+    """(C,) log-probabilities of groups of one completion each, in their order, under policy and reference."""
+    numbered = [replace(group, id=str(number)) for number, group in enumerate(groups)]
+    device = run.accelerator.device
+    rows: dict[str, list[Tensor]] = {"logps": [], "ref_logps": []}
+    order: list[int] = []
+    for part in micro_batches(numbered, run.config.max_tokens_per_microbatch):
+        batch = pack(part).to(device)
+        order += [int(group.id) for group in part]
+        with run.accelerator.autocast():
+            rows["logps"].append(sum_by_completion(run.policy(batch).logps, batch))
+            if run.reference is not None:
+                rows["ref_logps"].append(sum_by_completion(run.reference.token_logps(batch), batch))
+    back = torch.tensor(order, device=device).argsort()
+    logps, ref_logps = (torch.cat(parts)[back] if parts else None for parts in rows.values())
+    assert logps is not None
+    return logps, ref_logps
