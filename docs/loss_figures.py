@@ -295,7 +295,7 @@ def draw(row: Loss) -> str:
             _frame(axes, title, x_label(row))
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper center", ncols=len(labels), borderaxespad=0.2)
-        figure.subplots_adjust(left=0.075, right=0.985, top=0.82, bottom=0.16, wspace=0.24)
+        figure.subplots_adjust(left=0.075, right=0.975, top=0.82, bottom=0.16, wspace=0.24)
         return _svg(figure)
 
 

@@ -11,8 +11,8 @@ tensors; ``items`` are the completions of a list, (R, K).
     sg[·]         no gradient
 
 The first paragraph of a docstring is the formula, the second its source; the documentation is made from them. What a
-loss takes, its defaults and its traps are in its row: ``rows_reference.py`` and ``rows_free.py``. A label that is only
-probable is no concern of most formulas: see ``Loss.pair_losses``.
+loss takes, its defaults and its traps are in its row: ``rows_margin.py``, ``rows_anchored.py``, ``rows_free.py``. A
+label that is only probable is no concern of most formulas: see ``Loss.pair_losses``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def hinge(chosen: Completions, rejected: Completions, *, beta: float) -> Tensor:
 def exo(chosen: Completions, rejected: Completions, *, prob: Tensor, beta: float, target_smoothing: float) -> Tensor:
     """KL(q ‖ p), q = [σ(β h), σ(−β h)], p = [1−ε, ε].
 
-    Ji, Lu, Niu, Ke, Wang, Zhu, Tang, Huang 2024, arXiv 2402.00856.
+    Ji, Lu, Niu, Ke, Wang, Zhu, Tang, Huang 2024, arXiv 2402.00856, Eq. 16.
     """
     target = prob * (1 - target_smoothing) + (1 - prob) * target_smoothing
     complement = prob * target_smoothing + (1 - prob) * (1 - target_smoothing)  # 1 − target would lose digits
@@ -106,7 +106,7 @@ def exo(chosen: Completions, rejected: Completions, *, prob: Tensor, beta: float
 def discopop(chosen: Completions, rejected: Completions, *, beta: float, tau: float) -> Tensor:
     """−(1−m) log σ(z) + m e^{−z}, z = β h, m = σ(z/τ).
 
-    Lu, Holt, Fanconi, Chan, Foerster, van der Schaar, Lange 2024, arXiv 2406.08414.
+    Lu, Holt, Fanconi, Chan, Foerster, van der Schaar, Lange 2024, arXiv 2406.08414, Eq. 5.
     """
     z = beta * delta(chosen, rejected)
     # m and e^{−z} are multiplied as logarithms: one vanishes where the other overflows, and 0 · ∞ is NaN.
@@ -245,7 +245,7 @@ def sppo_soft(chosen: Completions, rejected: Completions, *, prob: Tensor, beta:
 def apo_zero(chosen: Completions, rejected: Completions, *, beta: float) -> Tensor:
     """1 − σ(r_w) + σ(r_l), r = β logratio.
 
-    D'Oosterlinck et al. 2024, arXiv 2408.06266.
+    D'Oosterlinck et al. 2024, arXiv 2408.06266, Eq. 7.
     """
     return torch.sigmoid(-beta * chosen.logratio) + torch.sigmoid(beta * rejected.logratio)
 
@@ -253,7 +253,7 @@ def apo_zero(chosen: Completions, rejected: Completions, *, beta: float) -> Tens
 def apo_down(chosen: Completions, rejected: Completions, *, beta: float) -> Tensor:
     """σ(r_w) + 1 − σ(r_w − r_l), r = β logratio.
 
-    D'Oosterlinck et al. 2024, arXiv 2408.06266.
+    D'Oosterlinck et al. 2024, arXiv 2408.06266, Eq. 8.
     """
     return torch.sigmoid(beta * chosen.logratio) + torch.sigmoid(-beta * delta(chosen, rejected))
 
@@ -401,7 +401,7 @@ def tdpo2(chosen: Completions, rejected: Completions, *, beta: float, alpha: flo
 def wpo(chosen: Completions, rejected: Completions, *, beta: float, clamp_weight: bool) -> Tensor:
     """−sg[min(1, w_w w_l)] log σ(β h), w = exp(mean_t [log π_t − log Σ_v π_t(v)²]).
 
-    Zhou, Agrawal, Zhang, Indurthi, Zhao, Song, Xu, Zhu 2024, arXiv 2406.11827.
+    Zhou, Agrawal, Zhang, Indurthi, Zhao, Song, Xu, Zhu 2024, arXiv 2406.11827, the weights Eq. 2.
     """
     return wpo_weight(chosen, rejected, clamp_weight) * dpo(chosen, rejected, beta=beta)
 
@@ -443,7 +443,7 @@ def aot_unpaired(chosen: Completions, rejected: Completions, *, beta: float) -> 
 
 
 def rpo_pang(chosen: Completions, rejected: Completions, *, beta: float, nll_weight: float) -> Tensor:
-    """−log σ(β h) − α log π(y_w)/|y_w|.
+    """−log σ(β h) − α log π(y_w)/|y_w|, α = nll_weight.
 
     Pang, Yuan, Cho, He, Sukhbaatar, Weston 2024 (iterative reasoning preference optimization), arXiv 2404.19733.
     """
@@ -496,7 +496,7 @@ def odds_ratio(chosen: Completions, rejected: Completions) -> Tensor:
 
 
 def cpo(chosen: Completions, rejected: Completions, *, beta: float, nll_weight: float) -> Tensor:
-    """−log σ(β [log π(y_w) − log π(y_l)]) − α log π(y_w).
+    """−log σ(β [log π(y_w) − log π(y_l)]) − α log π(y_w), α = nll_weight.
 
     Xu, Sharaf, Chen, Tan, Shen, Van Durme, Murray, Kim 2024, arXiv 2401.08417; the paper has α = 1.
     """
@@ -612,7 +612,7 @@ def best_vs_rest(items: Completions, listed: Tensor, ranked: Tensor, *, beta: fl
 def infonca(items: Completions, listed: Tensor, ranked: Tensor, *, beta: float, score_scale: float) -> Tensor:
     """−Σ_i softmax(s/α)_i log softmax(r)_i, r = β logratio, s the scores.
 
-    Chen, He, Yuan, Cui, Su, Zhu 2024, arXiv 2402.05369; α divides the scores.
+    Chen, He, Yuan, Cui, Su, Zhu 2024, arXiv 2402.05369; α is ``score_scale``, the inverse of the paper's.
     """
     target = hide(items["scores"] / score_scale, listed).softmax(-1)
     return -(target * hide(beta * items.logratio, listed).log_softmax(-1)).sum(-1)
@@ -621,7 +621,7 @@ def infonca(items: Completions, listed: Tensor, ranked: Tensor, *, beta: float, 
 def nca_kwise(items: Completions, listed: Tensor, ranked: Tensor, *, beta: float, score_scale: float) -> Tensor:
     """−Σ_i [softmax(s/α)_i log σ(r_i) + (1/K) log σ(−r_i)], r = β logratio, s the scores.
 
-    Chen, He, Yuan, Cui, Su, Zhu 2024, arXiv 2402.05369; α divides the scores.
+    Chen, He, Yuan, Cui, Su, Zhu 2024, arXiv 2402.05369; α is ``score_scale``, the inverse of the paper's.
     """
     r = beta * items.logratio
     target = hide(items["scores"] / score_scale, listed).softmax(-1)
@@ -630,7 +630,7 @@ def nca_kwise(items: Completions, listed: Tensor, ranked: Tensor, *, beta: float
 
 
 def exo_kwise(items: Completions, listed: Tensor, ranked: Tensor, *, beta: float, score_scale: float) -> Tensor:
-    """KL(softmax(r) ‖ softmax(s/β_r)), r = β logratio, s the scores.
+    """KL(softmax(r) ‖ softmax(s/β_r)), r = β logratio, s the scores, β_r = score_scale.
 
     Ji, Lu, Niu, Ke, Wang, Zhu, Tang, Huang 2024 (EXO-rw), arXiv 2402.00856.
     """

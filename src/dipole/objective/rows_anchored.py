@@ -15,6 +15,7 @@ ROWS = (
         hyper=(terms.beta(0.01),),
         reward=terms.LOGRATIO,
         when="The chosen completion's own likelihood must not fall.",
+        traps="The chosen one's reward has its optimum at ln 2, 69 nats at the default β; the rejected one's has none.",
         aliases=("nca_pair",),
     ),
     Loss(
@@ -32,6 +33,7 @@ ROWS = (
         hyper=(terms.beta(0.01),),
         reward=terms.LOGRATIO,
         when="As bco_pair, to reproduce recent TRL, and as a part of MPO.",
+        traps="Without a shift, a policy that has left the reference in one direction saturates one of the two terms.",
         aliases=("biased_nca",),
     ),
     Loss(

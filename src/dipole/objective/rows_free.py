@@ -208,6 +208,7 @@ LIST_ROWS = (
         soft="refused",
         why_not_soft="a ranking has no probability; give several rankings with weights",
         when="Only the best of K is known, or to be trusted.",
+        traps="The order among the others is ignored: they are pushed down together.",
         aliases=("best_vs_rest_softmax",),
     ),
     Loss(
@@ -221,8 +222,7 @@ LIST_ROWS = (
         soft="refused",
         why_not_soft="its labels are the scores",
         when="K scored completions.",
-        traps=SCORES_ARE_LABELS
-        + " score_scale is the inverse of the paper's α. The official code adds 0.01 to the top.",
+        traps=SCORES_ARE_LABELS + " The official code adds 0.01 to the top score, which breaks ties.",
     ),
     Loss(
         name="nca_kwise",
@@ -234,7 +234,7 @@ LIST_ROWS = (
         soft="refused",
         why_not_soft="its labels are the scores",
         when="K scored completions, and the best one's likelihood must not fall.",
-        traps=SCORES_ARE_LABELS + " score_scale is the inverse of the paper's α.",
+        traps=SCORES_ARE_LABELS,
     ),
     Loss(
         name="exo_kwise",
