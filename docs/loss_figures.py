@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dipole.evaluate.plots import PALETTE
-from dipole.objective import LOSSES, Completions, ListIndex, Loss, PairIndex, Relations, UnaryIndex, evaluate
+from dipole.objective import LOSSES, Completions, ListIndex, Loss, Outcome, PairIndex, Relations, UnaryIndex, evaluate
 
 FOLDER = Path(__file__).parent / "images" / "losses"
 
@@ -96,20 +96,21 @@ def _relations(row: Loss, count: int, changes: Changes) -> Relations:
     return ListIndex(order=index.T)
 
 
-def values_at(row: Loss, x: Tensor, changes: Changes) -> Tensor:
-    """(N,) the loss at every x. Of a loss over ranks: the sum over a batch of that pair and its neighbours."""
+def outcome_at(row: Loss, x: Tensor, changes: Changes, offset: Tensor | float = 0.0) -> Outcome:
+    """What the loss says of the N relations at x, which are one batch."""
     settings = row.settings(**{name: value for name, value in changes.items() if name in row.all_hyper})
     names = row.coupling.constants if row.coupling else ()
     constants = {name: torch.tensor(float(changes[name])) for name in names}
+    return evaluate(row, settings, *stage(row, x, changes, offset), constants)
 
-    def losses(x: Tensor, offset: Tensor | float = 0.0) -> Tensor:
-        return evaluate(row, settings, *stage(row, x, changes, offset), constants).losses
 
+def values_at(row: Loss, x: Tensor, changes: Changes) -> Tensor:
+    """(N,) the loss at every x. Of a loss over ranks: the sum over a batch of that pair and its neighbours."""
     if not row.whole_batch:
-        return losses(x)
+        return outcome_at(row, x, changes).losses
     offset = torch.tensor([0.0, *changes["neighbours"]], dtype=x.dtype)
     still = torch.zeros(len(offset) - 1, dtype=x.dtype)
-    return torch.stack([losses(torch.cat([one[None], still]), offset).sum() for one in x])
+    return torch.stack([outcome_at(row, torch.cat([one[None], still]), changes, offset).losses.sum() for one in x])
 
 
 def curve(row: Loss, x: Tensor, changes: Changes) -> tuple[Tensor, Tensor]:
@@ -248,6 +249,12 @@ def single_margin(row: Loss) -> bool:
     """Whether ``only_margin_counts`` holds for every curve of a pairwise loss's figure."""
     shown = picture(row)
     return all(only_margin_counts(row, shown.width, changes) for changes in shown.curves.values())
+
+
+def logged(row: Loss) -> list[str]:
+    """Names of what the loss logs besides its value and rewards."""
+    changes = next(iter(picture(row).curves.values()))
+    return list(outcome_at(row, torch.zeros(1, dtype=torch.float64), changes).logged)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from loss_figures import FOLDER, picture, single_margin, x_label
+from loss_figures import FOLDER, logged, picture, single_margin, x_label
 
 from dipole.objective import INPUTS, LOSSES, HyperParameter, Loss
 from dipole.objective.table import AMBIGUOUS
@@ -140,6 +140,8 @@ def facts(row: Loss) -> list[str]:
     """Source, reward, labels, coupling and other names, one a line."""
     source = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", row.source)
     lines = [f"Source: {source}.", f"Reward that is logged: `{row.reward.text}`."]
+    if names := logged(row):
+        lines.append(f"Logged as well: {', '.join(f'`{name}`' for name in names)}.")
     if row.soft == "refused":
         lines.append(f"Probable labels are refused: {linked(row.why_not_soft, row.name)}.")
     elif row.relation == "pair":

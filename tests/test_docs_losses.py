@@ -15,7 +15,9 @@ import torch
 
 import dipole.objective.constraints as constraints
 import dipole.objective.tr_dpo as tr_dpo
+from dipole import load_groups
 from dipole.objective import INPUTS, LOSSES, Loss, mix
+from dipole.train.inputs import FACTS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "losses.md").read_text(encoding="utf-8")
@@ -104,6 +106,29 @@ def test_the_mix_of_the_page_can_be_made() -> None:
     scope: dict[str, Loss] = {}
     exec(code, scope)
     assert scope["row"].formula_text == "1 · dpo + 0.2 · sft_avg"
+
+
+def test_where_inputs_come_from(page: ModuleType) -> None:
+    """Ratings and ``meta``, as training reads them."""
+    from_data = {name for name, item in INPUTS.items() if item.maker == "data"}
+    assert from_data - page.FROM_RATINGS == set(FACTS)
+    for name in FACTS:
+        assert re.search(rf"^\| `{name}` \| .+ \| `meta` of each completion \|", PAGE, re.M)
+
+
+def test_the_group_of_the_page_can_be_read(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S)
+    path = tmp_path / "group.jsonl"
+    path.write_text(example.replace("\n", " "), encoding="utf-8")
+    (group,) = load_groups(path)
+    assert [completion.meta for completion in group.completions] == [{"unsafe": True}, {"unsafe": False}]
+
+
+def test_what_a_loss_logs_is_said() -> None:
+    watched = [row for row in LOSSES.values() if row.watch]
+    assert watched
+    assert PAGE.count("- Logged as well: ") == len(watched)
+    assert "- Logged as well: `orpo/nll`, `orpo/log_odds_ratio`." in PAGE
 
 
 def test_every_input_is_explained() -> None:
