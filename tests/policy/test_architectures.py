@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from conftest import build_exact_model, build_groups
 from dipole.data.batch import pack
 from dipole.errors import ConfigError
+from dipole.policy.attention import plan_attention, planned_mask, shared_prompt_attention
 from dipole.policy.load import load_model
 from dipole.policy.logprobs import Policy, check_engine, plain_logprobs
 
@@ -35,6 +36,8 @@ SHAPE: dict[str, Any] = {
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+CAPPED = {"attn_logit_softcapping": 0.5, "final_logit_softcapping": None}
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
 OPT = {"vocab_size": 64, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 OPT |= {"max_position_embeddings": 128, "word_embed_proj_dim": 32, "init_std": 0.2}
 
@@ -43,6 +46,7 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", SHAPE),
     "qwen3": ("Qwen3Config", SHAPE | {"head_dim": 8}),
     "gemma": ("GemmaConfig", SHAPE | {"head_dim": 8}),
+    "gemma 2 with windows and soft-capped scores": ("Gemma2Config", SHAPE | {"head_dim": 8} | ALTERNATING | CAPPED),
     "mistral with a window": ("MistralConfig", SHAPE | {"sliding_window": WINDOW}),
     "phi 3 with a window": ("Phi3Config", SHAPE | {"sliding_window": WINDOW}),
     "gemma 3 with windows": ("Gemma3TextConfig", SHAPE | {"head_dim": 8} | ALTERNATING),
@@ -50,6 +54,8 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     "opt with functional dropout": ("OPTConfig", OPT | {"dropout": 0.1}),
     "starcoder 2 with functional dropout": ("Starcoder2Config", SHAPE | {"residual_dropout": 0.1}),
     "granite scales its logits": ("GraniteConfig", SHAPE | {"logits_scaling": 4.0, "attention_multiplier": 0.3}),
+    "mixtral, a mixture of experts": ("MixtralConfig", SHAPE | EXPERTS),
+    "qwen 3, a mixture of experts": ("Qwen3MoeConfig", SHAPE | {"head_dim": 8, "moe_intermediate_size": 16} | EXPERTS),
     "cohere scales its logits": ("CohereConfig", SHAPE | {"logit_scale": 0.25}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,6 +65,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "FalconConfig",
         {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
     ),
+    "no attention at all": ("MambaConfig", {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}),
+    "positions by distance": ("BloomConfig", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "attention sinks": ("GptOssConfig", SHAPE | {"head_dim": 8} | EXPERTS),
     "capped logits": ("Gemma3TextConfig", SHAPE | {"head_dim": 8, "final_logit_softcapping": 2.0}),
 }
 
@@ -66,7 +75,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 def policy_of(name: str, settings: dict[str, Any]) -> Policy:
     torch.manual_seed(0)
     config: PretrainedConfig = getattr(transformers, name)(**settings)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")  # has float64
     return Policy(model.double().eval())
 
 
@@ -87,7 +96,7 @@ def test_the_window_matters_in_these_tests(name: str) -> None:
     narrow = policy_of(kind, settings)
     wide = policy_of(kind, settings | {"sliding_window": 100})
     with torch.no_grad():
-        assert float((narrow(BATCH) - wide(BATCH)).abs().max()) > 1e-2
+        assert float((narrow(BATCH).logps - wide(BATCH).logps).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -97,23 +106,38 @@ def test_the_engine_refuses(name: str) -> None:
         check_engine(policy_of(kind, settings), BATCH, tolerance=1e-3)
 
 
-def test_windows_get_their_gradients_right() -> None:
-    policy = policy_of(*RIGHT["mistral with a window"])
-    parameters = list(policy.parameters())
-    fast = torch.autograd.grad(policy(BATCH).logps.sin().sum(), parameters)
-    slow = torch.autograd.grad(plain_logprobs(policy, BATCH).sin().sum(), parameters)
-    largest = max(float(gradient.abs().max()) for gradient in slow)
-    for left, right in zip(fast, slow, strict=True):
-        assert float((left - right).abs().max()) < 1e-6 * largest
+@pytest.mark.parametrize("name", RIGHT)
+def test_gradients_are_right(name: str) -> None:
+    policy = policy_of(*RIGHT[name])
+    parameters = dict(policy.named_parameters())
+    fast = torch.autograd.grad(policy(BATCH).logps.sin().sum(), parameters.values(), allow_unused=True)
+    slow = torch.autograd.grad(plain_logprobs(policy, BATCH).sin().sum(), parameters.values(), allow_unused=True)
+    largest = max(float(gradient.abs().max()) for gradient in slow if gradient is not None)
+    for label, left, right in zip(parameters, fast, slow, strict=True):
+        assert (left is None) == (right is None), label
+        if left is not None and right is not None:
+            assert float((left - right).abs().max()) < 1e-5 * largest, label
 
 
-def test_a_model_without_the_interface_is_refused_when_it_is_loaded(tmp_path: Any) -> None:
-    settings = SHAPE | {"head_dim": 8}
-    config = transformers.Gemma2Config(**settings)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="Gemma2ForCausalLM") as caught:
-        load_model(str(tmp_path))
-    assert "config.json" not in str(caught.value.remedy)
+def test_the_soft_cap_matters_in_these_tests() -> None:
+    kind, settings = RIGHT["gemma 2 with windows and soft-capped scores"]
+    tight = policy_of(kind, settings)
+    loose = policy_of(kind, settings | {"attn_logit_softcapping": 1e6})
+    with torch.no_grad():
+        assert float((tight(BATCH).logps - loose(BATCH).logps).abs().max()) > 1e-3
+
+
+def test_a_model_without_the_interface_is_refused_by_name() -> None:
+    config = transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
+    with pytest.raises(ConfigError, match="BloomForCausalLM doesn't attend through"):
+        Policy(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_model_that_plain_attention_calls_cannot_compute_is_loaded(tmp_path: Any) -> None:
+    """Gemma 2 has soft-capped scores, which SDPA has not."""
+    kind, settings = RIGHT["gemma 2 with windows and soft-capped scores"]
+    policy_of(kind, settings).model.save_pretrained(tmp_path)  # type: ignore[operator]
+    check_engine(Policy(load_model(str(tmp_path))), BATCH, tolerance=1e-4)
 
 
 def test_positions_of_the_row_are_those_of_the_sequences() -> None:
@@ -128,12 +152,26 @@ def test_positions_of_the_row_are_those_of_the_sequences() -> None:
         assert float((policy(batch).logps - policy(moved).logps).abs().max()) > 1e-2
 
 
-def test_soft_limits_of_attention_are_refused_by_name() -> None:
-    from dipole.policy.attention import plan_attention, shared_prompt_attention
-
+def test_attention_that_the_engine_cannot_compute_is_refused_by_name() -> None:
     query = torch.zeros(1, 1, len(BATCH.input_ids), 4)
-    plan = plan_attention(BATCH)
-    with pytest.raises(ConfigError, match="softcap"):
-        shared_prompt_attention(build_exact_model(), query, query, query, None, plan=plan, softcap=50.0)
+    with pytest.raises(ConfigError, match="s_aux"):
+        shared_prompt_attention(
+            build_exact_model(), query, query, query, None, plan=plan_attention(BATCH), s_aux=torch.zeros(1)
+        )
     with pytest.raises(ConfigError, match="plan"):
-        shared_prompt_attention(build_exact_model(), query, query, query, None)
+        shared_prompt_attention(build_exact_model(), query, query, query, planned_mask(query.device))
+
+
+@pytest.mark.parametrize("architecture", RIGHT)
+def test_an_ordinary_forward_pass_stays_what_it_was(architecture: str) -> None:
+    """Constraints and callers use the model themselves, padded rows and all."""
+    ids = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    policy = policy_of(*RIGHT[architecture])
+    model = policy.transformer
+    with torch.no_grad():
+        found = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+        model.set_attn_implementation("eager")
+        expected = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # many norms go to float32 inside

@@ -15,12 +15,18 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from dipole.data.batch import PackedBatch
 from dipole.errors import ConfigError
+from dipole.policy.load import quietly
 
 NAME = "dipole"
+
+PLANNED = (1, 1, 1, 1)
+"""Shape of the attention mask that says that there is a plan."""
 
 CALL_COST = 4096
 """Pairs of query and key that take about as long as one more call; padding may grow up to it to save a call."""
@@ -56,10 +62,10 @@ def plan_attention(batch: PackedBatch) -> AttentionPlan:
 class _Segment(NamedTuple):
     """Consecutive tokens of the row, and those that they go on from: a completion's prompt, nothing for a prompt."""
 
-    context_start: int
-    context_length: int
     start: int
     length: int
+    context_start: int = 0
+    context_length: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +149,10 @@ def _segments(batch: PackedBatch) -> list[_Segment]:
     """Prompts, and those completions that have inputs."""
     prompts = list(zip(batch.prompt_start.tolist(), batch.prompt_length.tolist(), strict=True))
     completions = zip(
-        batch.prompt_of.tolist(), batch.completion_start.tolist(), batch.completion_length.tolist(), strict=True
+        batch.completion_start.tolist(), batch.completion_length.tolist(), batch.prompt_of.tolist(), strict=True
     )
-    return [_Segment(0, 0, *prompt) for prompt in prompts] + [
-        _Segment(*prompts[prompt], start, length) for prompt, start, length in completions if length
+    return [_Segment(start, length) for start, length in prompts] + [
+        _Segment(start, length, *prompts[prompt]) for start, length, prompt in completions if length
     ]
 
 
@@ -173,7 +179,7 @@ def _parts(segments: list[_Segment]) -> list[list[_Segment]]:
 
 
 def _block(part: list[_Segment], device: torch.device) -> Block:
-    context_start, context_length, start, length = torch.tensor(part, device=device).unsqueeze(-1).unbind(1)
+    start, length, context_start, context_length = torch.tensor(part, device=device).unsqueeze(-1).unbind(1)
     widths = [int(lengths.max()) for lengths in (context_length, length)]
     (context, context_real), (query, query_real) = (
         _places(first, lengths, width)
@@ -212,7 +218,7 @@ def capped_attention(
         query: (S, H, Lq, D).
         key: (S, H_kv, Lk, D).
         value: (S, H_kv, Lk, D).
-        mask: (S, 1, Lq, Lk), or ``None`` for a triangle.
+        mask: (S, 1, Lq, Lk); ``None`` where the last query sees all keys, and each one before it one fewer.
         scaling: of the scores.
         softcap: the largest score.
     """
@@ -220,10 +226,10 @@ def capped_attention(
     key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
     scores = softcap * torch.tanh((query @ key.transpose(2, 3)) * (scaling / softcap))
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    shares = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=wide)
-    return shares.to(value.dtype) @ value
+        mask = torch.ones_like(scores[0, 0], dtype=torch.bool).tril(scores.shape[3] - scores.shape[2])
+    # The smallest number and not −∞: a padded query sees nothing, and would be not-a-number.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ value
 
 
 def shared_prompt_attention(
@@ -238,14 +244,14 @@ def shared_prompt_attention(
     plan: AttentionPlan | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over the flat row, in transformers' calling convention.
+    """Attention over the flat row, in transformers' calling convention; ordinary attention when there is no plan.
 
     Args:
         module: the attention layer.
         query: (1, H, N, D).
         key: (1, H_kv, N, D).
         value: (1, H_kv, N, D).
-        attention_mask: unused: the plan says what is seen.
+        attention_mask: unused with a plan, which says what is seen.
         scaling: of the scores; 1/√D when ``None``.
         sliding_window: keys this far back, or farther, are not seen.
         softcap: a soft limit of the scores.
@@ -255,7 +261,7 @@ def shared_prompt_attention(
     Returns:
         (1, N, H, D), and ``None`` in place of the attention weights.
     """
-    if plan is None:
+    if plan is None and attention_mask is not None and attention_mask.shape == PLANNED:
         raise ConfigError(
             f"{type(module).__name__} doesn't pass the attention plan on to its attention function",
             remedy="This model can't be trained with the shared-prompt engine",
@@ -264,15 +270,39 @@ def shared_prompt_attention(
         if options.get(name) is not None:
             raise ConfigError(f"{type(module).__name__} uses attention with {name}, which the engine doesn't compute")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return plan.attend(query, key, value, scaling=scaling, window=sliding_window, softcap=softcap), None
+    if plan is not None:
+        return plan.attend(query, key, value, scaling=scaling, window=sliding_window, softcap=softcap), None
+    if softcap is not None:
+        return capped_attention(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
+    output: Tensor = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **options
+    )[0]
+    return output, None
 
 
 AttentionInterface.register(NAME, shared_prompt_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # for ordinary forward passes, such as a person's own
+
+
+def planned_mask(device: torch.device) -> Tensor:
+    """What is passed as the attention mask beside a plan: a ready one, so that transformers doesn't build its own."""
+    return torch.ones(PLANNED, dtype=torch.bool, device=device)
 
 
 def use_shared_prompt_attention(model: PreTrainedModel) -> None:
-    """Makes ``model`` attend by the plan that each forward pass is given."""
-    model.set_attn_implementation(NAME)
+    """Makes ``model`` attend by the plan that each forward pass is given.
+
+    Raises:
+        ConfigError: it computes attention in a way of its own.
+    """
+    with quietly():
+        model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise ConfigError(
+            f"{type(model).__name__} doesn't attend through transformers' attention interface",
+            where="--model",
+            remedy="Use another architecture",
+        )
 
 
 @contextmanager

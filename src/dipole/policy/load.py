@@ -32,7 +32,7 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     with quietly():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
+                name, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
         except (OSError, ValueError) as fault:
             raise _not_loadable("model", name, fault) from fault
@@ -111,9 +111,7 @@ def weights_dtype(dtype: DType, device: torch.device) -> torch.dtype:
 
 def _not_loadable(what: str, name: str, fault: Exception) -> ConfigError:
     reason = str(fault).strip().splitlines()[0][:300] if str(fault).strip() else type(fault).__name__
-    if "attention implementation" in reason:
-        remedy = "Use another architecture; this one doesn't attend through transformers' attention interface"
-    elif Path(name, "adapter_config.json").exists():
+    if Path(name, "adapter_config.json").exists():
         remedy = "This is an adapter: merge it into its model with PEFT's merge_and_unload, and give the merged model"
     elif Path(name).exists():
         remedy = (
