@@ -267,7 +267,7 @@ def test_audit_finds_errors_and_rows_that_cannot_be_read(command: Say, pairs: Pa
     bad.write_bytes(pairs.read_bytes() + b'{"prompt": "Q", "chosen": "a"}\n' + b'{"prompt": "Q", "chosen": "a", "re')
     status, out, err = command("audit", bad)
     assert (status, err) == (3, "")
-    assert out.startswith("error    2 rows can't be read\n")
+    assert "\nerror    2 rows can't be read\n" in out
     assert f"{bad}:13: " in out
     assert f"{bad}:14: " in out
 
@@ -275,7 +275,7 @@ def test_audit_finds_errors_and_rows_that_cannot_be_read(command: Say, pairs: Pa
 def test_audit_finds_what_leaks(command: Say, pairs: Path) -> None:
     status, out, _ = command("audit", pairs, "--eval_data", pairs)
     assert status == 3
-    assert out.startswith("error ")
+    assert "\nerror    prompts of evaluation groups are in the training data" in out
 
 
 @pytest.mark.parametrize(("better", "status"), [(True, 0), (False, 4)])

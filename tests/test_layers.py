@@ -39,7 +39,7 @@ TOP = ("__init__", "__main__", "cli", "options", "terminal")
 
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(GROUND, ("yaml",)),
-    "data": ("datasets", "numpy", "pyarrow", "tokenizers"),
+    "data": ("PIL", "datasets", "datasketch", "numpy", "pyarrow", "scipy", "sklearn", "tokenizers"),
     "data.batch": ("numpy", "torch"),
     "objective": ("torch",),
     "policy": ("peft", "torch", "transformers"),

@@ -109,7 +109,7 @@ def audit(
         return report
     unreadable = Finding(
         name="unreadable",
-        severity="error",
+        severity="severe",
         message="1 row can't be read" if len(faults) == 1 else f"{len(faults)} rows can't be read",
         value=len(faults),
         examples=tuple(map(str, faults[:NUM_EXAMPLES])),

@@ -110,7 +110,7 @@ def audit(options: AuditOptions) -> int:
     from dipole import api, terminal
 
     report = api.audit(options.data, eval_data=options.eval_data, allow_shared_prompts=options.allow_shared_prompts)
-    terminal.show_findings([*report.errors, *report.findings])
+    terminal.show_audit(report)
     if options.output is not None:
         file = Path(options.output) / "audit.json"
         file.parent.mkdir(parents=True, exist_ok=True)

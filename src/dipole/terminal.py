@@ -19,7 +19,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dipole.data.audit import Finding
+    from dipole.data.audit import AuditReport, Finding
     from dipole.evaluate.run_folder import Measure
     from dipole.evaluate.stats import Estimate
 
@@ -69,13 +69,25 @@ def show_measures(measures: Sequence[Measure]) -> None:
     show("In brackets: 95 % confidence intervals.")
 
 
-def show_findings(findings: Sequence[Finding]) -> None:
-    """One paragraph a finding: how bad, what, examples, remedy."""
+def show_audit(report: AuditReport) -> None:
+    """How much there is, then errors, then findings, the worst first."""
+    sizes, *_ = report.summary()
+    show(sizes)
+    show_findings(report.errors, label="error")
+    show_findings([finding for finding in report.findings if not finding.name.startswith("num_")])
+    worries = sum(finding.severity != "info" for finding in report.findings)
+    show(f"{len(report.errors)} kinds of errors, {worries} findings to look into.")
+
+
+def show_findings(findings: Sequence[Finding], *, label: str | None = None) -> None:
+    """One paragraph a finding: how bad, what, examples, remedy; of those that are no worry only the first line."""
     for finding in findings:
-        show(f"{finding.severity:<8} {finding.message}")
+        show(f"{label or finding.severity:<8} {finding.message}")
+        if finding.severity == "info":
+            continue
         for example in finding.examples:
             show(f"           · {example}")
-        if finding.remedy and finding.severity != "info":
+        if finding.remedy:
             show(f"           → {finding.remedy}")
 
 

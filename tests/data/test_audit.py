@@ -130,7 +130,7 @@ def test_sound_data_have_no_errors() -> None:
 def test_errors_are_counted_with_three_examples() -> None:
     groups = [group(f"g{i}", answers=("same", "same")) for i in range(5)] + [group("good")]
     error = found(audit(groups), "identical_completions")
-    assert (error.severity, error.value) == ("error", 5)
+    assert (error.severity, error.value) == ("severe", 5)
     assert error.examples == tuple(f"g{i}: completions 0 and 1 are equal" for i in range(3))
 
 

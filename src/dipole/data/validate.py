@@ -20,6 +20,9 @@ _MAY_FOLLOW = {
     "tool": ("tool", "assistant"),
 }
 
+_HEAD = 64
+"""Letters by which completions are told apart before they are compared as a whole."""
+
 
 class Fault(NamedTuple):
     """One thing that is wrong with one group.
@@ -69,6 +72,8 @@ def _beside_text(message: Message) -> str:
 def _is_blank(text: Text) -> bool:
     """Whether nothing in it can be seen: white space, control characters, and characters of no width."""
     if isinstance(text, str):
+        if text[:1].isalnum():  # nearly always, and cheaper than looking at characters one by one
+            return False
         return not any(character.isprintable() and not character.isspace() for character in text)
     return all(_is_blank(plain((message,))) and not _holds_more(message) for message in text)
 
@@ -96,12 +101,24 @@ def _unjudged(group: Group) -> Iterator[Fault]:
 
 def _identical(group: Group) -> Iterator[Fault]:
     """Equal completions of which one is preferred; a tie between them is no fault, and its gradient is zero."""
+    heads = [_head(completion.text) for completion in group.completions]
+    if len(set(heads)) == len(heads):  # nearly always, and then neither labels nor whole texts are looked at
+        return
     for label in pair_labels(group):
         i, j = group.completions[label.i].text, group.completions[label.j].text
-        if label.p > 0.5 and fold(i) == fold(j):
+        if label.p > 0.5 and heads[label.i] == heads[label.j] and fold(i) == fold(j):
             form = "" if i == j else " but for case, white space or the form of letters"
             first, second = sorted((label.i, label.j))
             yield Fault("identical_completions", f"completions {first} and {second} are equal{form}")
+
+
+def _head(text: Text) -> str:
+    """The first letters of the folded text, without white space: equal wherever the folded texts are."""
+    if isinstance(text, str) and text.isascii():
+        head = "".join(text[: 2 * _HEAD].casefold().split())
+        if len(head) >= _HEAD:
+            return head[:_HEAD]
+    return "".join(fold(text).split())[:_HEAD]
 
 
 def _roles(group: Group) -> Iterator[Fault]:
@@ -128,14 +145,22 @@ def _out_of_order(name: str, roles: list[str]) -> Iterator[Fault]:
 
 
 def _broken(group: Group) -> Iterator[Fault]:
-    for name, text in (
-        ("the prompt", group.prompt),
-        *((f"completion {index}", completion.text) for index, completion in enumerate(group.completions)),
-    ):
-        try:
-            plain(text).encode()
-        except UnicodeEncodeError:
-            yield Fault("broken_text", f"{name} holds half of a surrogate pair")
+    if _is_broken(group.prompt):
+        yield Fault("broken_text", "the prompt holds half of a surrogate pair")
+    for index, completion in enumerate(group.completions):
+        if _is_broken(completion.text):
+            yield Fault("broken_text", f"completion {index} holds half of a surrogate pair")
+
+
+def _is_broken(text: Text) -> bool:
+    words = plain(text)
+    if words.isascii():
+        return False
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 _CHECKS: tuple[Callable[[Group], Iterator[Fault]], ...] = (_empty, _unjudged, _identical, _roles, _broken)
