@@ -16,7 +16,7 @@ import torch
 import dipole.objective.constraints as constraints
 import dipole.objective.tr_dpo as tr_dpo
 from dipole import load_groups
-from dipole.objective import INPUTS, LOSSES, Loss, mix
+from dipole.objective import INPUTS, LOSSES, Loss, mix, resolve
 from dipole.train.inputs import FACTS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -102,10 +102,8 @@ def test_names_in_the_prose_exist() -> None:
 
 
 def test_the_mix_of_the_page_can_be_made() -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
-    scope: dict[str, Loss] = {}
-    exec(code, scope)
-    assert scope["row"].formula_text == "1 · dpo + 0.2 · sft_avg"
+    (name,) = re.findall(r'--loss.name "(.*)"', PAGE)
+    assert resolve(name).formula_text == "1 · dpo + 0.2 · sft_avg"
 
 
 def test_where_inputs_come_from(page: ModuleType) -> None:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from dipole.api import audit, train
     from dipole.data.formats import load_groups, save_groups
     from dipole.objective import LOSSES, indexed_preference_loss, preference_loss
+    from dipole.train.trainers import (
+        ConstitutionalDPOTrainer,
+        DPOTrainer,
+        DPOTrainerWithLoRA,
+        ProbabilisticDPOTrainer,
+    )
 
 __version__ = "0.1.0"
 
@@ -21,8 +27,12 @@ __all__ = [
     "Approval",
     "Comparison",
     "Completion",
+    "ConstitutionalDPOTrainer",
+    "DPOTrainer",
+    "DPOTrainerWithLoRA",
     "Group",
     "Judgment",
+    "ProbabilisticDPOTrainer",
     "Ranking",
     "Rating",
     "audit",
@@ -40,6 +50,10 @@ _LAZY = {
     "LOSSES": "dipole.objective",
     "indexed_preference_loss": "dipole.objective",
     "preference_loss": "dipole.objective",
+    "ConstitutionalDPOTrainer": "dipole.train.trainers",
+    "DPOTrainer": "dipole.train.trainers",
+    "DPOTrainerWithLoRA": "dipole.train.trainers",
+    "ProbabilisticDPOTrainer": "dipole.train.trainers",
 }
 """What is imported when it is first used, since it needs numpy or torch."""
 

@@ -16,7 +16,7 @@ class LossConfig:
     """The loss and its hyper-parameters. One that the chosen loss doesn't take is an error; ``None`` is its default."""
 
     name: str = "dpo"
-    """Name of the loss, as in ``dipole.LOSSES``."""
+    """Name of the loss, as in ``dipole.LOSSES``; or a weighted sum of pairwise ones: ``0.8*dpo + 0.2*sft_avg``."""
     beta: float | None = None
     """Strength of the tie to the reference; higher stays closer. 0.1 to 0.5 is known to work for DPO."""
     alpha: float | None = None

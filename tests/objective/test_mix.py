@@ -27,6 +27,31 @@ def test_a_mix_is_the_sum_of_its_parts():
     assert (row.needs_reference, row.needs_lengths) == (True, True)
 
 
+def test_a_sum_is_written_as_a_name():
+    row = resolve(" 0.8*dpo+ 2 * SFT-avg + simpo")
+    assert row.name == "0.8*dpo + 2*sft_avg + 1*simpo"
+    assert row.settings()["weights"] == (0.8, 2.0, 1.0)
+    assert resolve(row.name).name == row.name
+    pairs = PairIndex(i=PAIRS.i, j=PAIRS.j)
+    by_hand = mix("m", [(0.8, resolve("dpo")), (2.0, resolve("sft_avg")), (1.0, resolve("simpo"))], when="x")
+    found, expected = (run(it, it.settings(), random_completions(), pairs).losses for it in (row, by_hand))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0.8*dpo + ", "there is no loss"),
+        ("a*dpo", "'a\\*dpo' isn't a weight and a name"),
+        ("dpo + 0.2*kto", "kto can't be mixed"),
+        ("dpo + rpo", "several losses"),
+    ],
+)
+def test_a_sum_that_makes_no_sense_is_refused(text: str, says: str):
+    with pytest.raises(ConfigError, match=says):
+        resolve(text)
+
+
 def test_weights_can_be_set_but_not_miscounted():
     row, completions, pairs = resolve("mpo"), random_completions(), PairIndex(i=PAIRS.i, j=PAIRS.j)
     dpo_alone = run(row, row.settings(beta=0.1, weights=(1.0, 0.0, 0.0)), completions, pairs).losses

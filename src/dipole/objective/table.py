@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dipole.errors import ConfigError, nearest
+from dipole.objective.mix import mix
 from dipole.objective.row import Loss
 from dipole.objective.rows_anchored import ROWS as ANCHORED
 from dipole.objective.rows_free import ROWS as FREE
@@ -26,9 +27,14 @@ AMBIGUOUS = {
 def resolve(name: str) -> Loss:
     """The row of a loss, by its name here or another library's; ``.name`` is the canonical one.
 
+    A weighted sum, such as ``"dpo + 0.2*sft_avg"``, is a row of its own; its weights are the hyper-parameter
+    ``weights``.
+
     Raises:
         ConfigError: nothing is called that, or several losses are.
     """
+    if "+" in name or "*" in name:
+        return _weighted_sum(name)
     spelling = name.strip().lower().replace("-", "_")
     if spelling in AMBIGUOUS:
         raise ConfigError(f"'{name}' is the name of several losses", where="loss", remedy=AMBIGUOUS[spelling])
@@ -37,3 +43,20 @@ def resolve(name: str) -> Loss:
             return row
     known = [spelling for row in LOSSES.values() for spelling in (row.name, *row.aliases)]
     raise ConfigError(f"there is no loss '{name}'", where="loss", remedy=nearest(spelling, known))
+
+
+def _weighted_sum(text: str) -> Loss:
+    parts = []
+    for term in text.split("+"):
+        weight, star, name = term.rpartition("*")
+        parts.append((_number(weight, term) if star else 1.0, resolve(name)))
+    name = " + ".join(f"{weight:g}*{row.name}" for weight, row in parts)
+    return mix(name, parts, when="Your own mixture.")
+
+
+def _number(weight: str, term: str) -> float:
+    try:
+        return float(weight)
+    except ValueError as fault:
+        problem = f"'{term.strip()}' isn't a weight and a name"
+        raise ConfigError(problem, where="loss", remedy="Write a sum as 0.8*dpo + 0.2*sft_avg.") from fault

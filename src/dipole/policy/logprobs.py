@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from dipole.data.batch import PackedBatch
 from dipole.errors import ConfigError
-from dipole.policy.attention import plain_attention, plan_attention, use_shared_prompt_attention
+from dipole.policy.attention import plain_attention, plan_attention, planned_mask, use_shared_prompt_attention
 from dipole.policy.head import HeadInput, chunked_kl, chunked_logprobs
 
 
@@ -75,6 +75,7 @@ class Policy(nn.Module):
         output = transformer.get_decoder()(
             input_ids=batch.input_ids.unsqueeze(0),
             position_ids=batch.position_ids.unsqueeze(0),
+            attention_mask=planned_mask(batch.input_ids.device),
             use_cache=False,
             plan=plan_attention(batch),
         )
