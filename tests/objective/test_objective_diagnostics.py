@@ -6,8 +6,8 @@ import pytest
 import torch
 from objective_cases import random_completions, replaced, run
 
-from dipole.objective import Completions, PairIndex, resolve
-from dipole.objective.diagnostics import pair_metrics
+from dipole.objective import Completions, ListIndex, PairIndex, UnaryIndex, resolve
+from dipole.objective.diagnostics import list_metrics, pair_metrics, unary_metrics
 
 COMPLETIONS = Completions(
     logps=torch.tensor([-3.0, -8.0, -5.0, -5.0]).requires_grad_(),
@@ -113,3 +113,25 @@ def test_wpo_weights_stop_at_one():
     logged = run(row, row.settings(), heavy, PAIRS).logged
     assert logged["wpo/weight"].tolist() == [1] * 4
     assert logged["wpo/above_one"].tolist() == [1] * 4
+
+
+def test_of_single_completions_the_sign_of_the_reward_is_the_guess():
+    rewards = torch.tensor([0.5, -0.1, 0.0, 2.0])
+    unaries = UnaryIndex(i=torch.tensor([0, 1, 2, 3]), desirable=torch.tensor([True, False, True, False]))
+    metrics = unary_metrics(rewards, unaries)
+    assert metrics["rewards/accuracies"].tolist() == [1, 1, 0, 0]
+    assert metrics["rewards/ties"].tolist() == [0, 0, 1, 0]
+
+
+def test_of_a_ranking_the_best_stands_against_the_mean_of_the_others():
+    completions = random_completions()
+    rewards = torch.tensor([3.0, 1.0, 2.0, 0.0, 4.0, 4.0, 0.0, 0.0], dtype=torch.float64)
+    lists = ListIndex(order=torch.tensor([[0, 1, 2, 3], [4, 5, -1, -1], [1, 2, 3, -1]]))
+    metrics = list_metrics(completions, rewards, lists)
+    assert metrics["rewards/chosen"].tolist() == [3, 4, 1]
+    assert metrics["rewards/rejected"].tolist() == [1, 4, 1]
+    assert metrics["rewards/margins"].tolist() == [2, 0, 0]
+    assert metrics["rewards/accuracies"].tolist() == [1, 0, 0]
+    assert metrics["rewards/ties"].tolist() == [0, 1, 0]
+    torch.testing.assert_close(metrics["logps/displacement"], completions.logratio[[0, 4, 1]])
+    torch.testing.assert_close(metrics["logps/rejected"][1], completions.logps[5])

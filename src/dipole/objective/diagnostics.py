@@ -54,20 +54,16 @@ def pair_metrics(completions: Completions, rewards: Tensor, pairs: PairIndex) ->
 
 
 @torch.no_grad()
-def unary_metrics(completions: Completions, rewards: Tensor, unaries: UnaryIndex) -> dict[str, Tensor]:
+def unary_metrics(rewards: Tensor, unaries: UnaryIndex) -> dict[str, Tensor]:
     """Of single completions: whether the reward's sign is the label, (R,) each. A reward of 0 is a tie.
 
     Args:
-        completions: C of them.
         rewards: (C,) from ``Outcome``.
         unaries: R of them.
     """
     reward = rewards[unaries.i]
     right = torch.where(unaries.desirable, reward > 0, reward < 0)
-    metrics = {"rewards/accuracies": right.to(reward.dtype), "rewards/ties": (reward == 0).to(reward.dtype)}
-    if completions.ref_logps is not None:
-        metrics["logps/displacement"] = completions.upcast().logratio[unaries.i]
-    return {name: values.detach() for name, values in metrics.items()}
+    return {"rewards/accuracies": right.to(reward.dtype), "rewards/ties": (reward == 0).to(reward.dtype)}
 
 
 @torch.no_grad()

@@ -184,7 +184,7 @@ def relation_metrics(found: Evaluated, relations: Relations) -> dict[str, Tensor
                 values["ref_logps/chosen"] = completions.ref_logps[pairs.i]
                 values["ref_logps/rejected"] = completions.ref_logps[pairs.j]
         case UnaryIndex() as unaries:
-            values |= unary_metrics(completions, rewards, unaries)
+            values |= unary_metrics(rewards, unaries)
         case ListIndex() as lists:
             values |= list_metrics(completions, rewards, lists)
     return values
