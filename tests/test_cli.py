@@ -255,7 +255,7 @@ def test_convert_refuses(
 
 def test_audit(command: Say, pairs: Path, tmp_path: Path) -> None:
     status, out, err = command("audit", pairs, "--output", tmp_path / "audit")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "Checking the data\n")
     assert "12 groups" in out
     report = json.loads((tmp_path / "audit" / "audit.json").read_text(encoding="utf-8"))
     assert report["errors"] == []
@@ -266,7 +266,7 @@ def test_audit_finds_errors_and_rows_that_cannot_be_read(command: Say, pairs: Pa
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(pairs.read_bytes() + b'{"prompt": "Q", "chosen": "a"}\n' + b'{"prompt": "Q", "chosen": "a", "re')
     status, out, err = command("audit", bad)
-    assert (status, err) == (3, "")
+    assert (status, err) == (3, "Checking the data\n")
     assert "\nerror    2 rows can't be read\n" in out
     assert f"{bad}:13: " in out
     assert f"{bad}:14: " in out

@@ -25,12 +25,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data": GROUND,
     "objective": GROUND,
     "policy": (*GROUND, *DATA_FOR_POLICY),
+    "auditing": (*GROUND, "data", "policy"),
     "train": (*GROUND, "data", "objective", "policy"),
     "feedback": (*GROUND, "data", "policy.generate", "policy.load"),
     "evaluate": (*GROUND, "data", "objective", "policy", "feedback.judge", "feedback.aggregate"),
     **dict.fromkeys(
         ("demo", "api", "iterate", "sweep"),
-        (*GROUND, "data", "objective", "policy", "train", "feedback", "evaluate"),
+        (*GROUND, "data", "objective", "policy", "auditing", "train", "feedback", "evaluate"),
     ),
 }
 """Rooms below the command line, and what each may import beside itself."""
@@ -42,11 +43,12 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "data": ("PIL", "datasets", "datasketch", "numpy", "pyarrow", "scipy", "sklearn", "tokenizers"),
     "data.batch": ("numpy", "torch"),
     "objective": ("torch",),
-    "policy": ("peft", "torch", "transformers"),
+    "policy": ("peft", "safetensors", "torch", "transformers"),
     "train": ("accelerate", "safetensors", "torch", "transformers", "yaml"),
     "evaluate": ("jinja2", "markupsafe", "matplotlib", "numpy", "scipy", "yaml"),
     "demo": ("numpy", "vaderSentiment"),
     "api": (),
+    "auditing": ("torch",),
     "__init__": (),
     "__main__": (),
     "cli": (),

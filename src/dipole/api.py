@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dipole.auditing import ModelOptions, Preferences, audit_data
 from dipole.config import LossConfig, PeftConfig, TrainConfig, train_config
-from dipole.data.audit import NUM_EXAMPLES, AuditReport, Finding
-from dipole.data.audit import audit as audit_groups
-from dipole.data.formats import load_groups, save_groups
-from dipole.errors import DataError
-from dipole.group import Group
+from dipole.data.audit import AuditReport, Depth
+from dipole.data.formats import save_groups
 from dipole.progress import Progress
 
 if TYPE_CHECKING:
     from dipole.objective.constraints import Constraint, ConstraintFunction
-
-Preferences = str | Path | Sequence[Group]
-"""A file, folder or hub dataset that ``load_groups`` reads, or groups that are loaded already."""
 
 
 def train(
@@ -87,35 +82,56 @@ def run_training(
 
 
 def audit(
-    data: Preferences, *, eval_data: Preferences | None = None, allow_shared_prompts: bool = False
+    data: Preferences,
+    *,
+    eval_data: Preferences | None = None,
+    allow_shared_prompts: bool = False,
+    depth: Depth = "full",
+    model: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> AuditReport:
     """Checks preference data: errors that stop training, and findings that should worry.
 
     Args:
         data: the training data. Rows of a file that can't be read are one of the errors.
-        eval_data: held-out data; looked at for leaks alone.
+        eval_data: held-out data; looked at for leaks, and for how much of it the training data reaches.
         allow_shared_prompts: training and held-out data may have prompts in common.
+        depth: ``"errors"``, ``"cheap"`` (what training looks at by itself) or ``"full"``.
+        model: a local folder or hub id, whose tokenizer and chat template are tried on the data.
+        progress: is told where the audit is.
+        options: any other field of ``auditing.ModelOptions``, such as ``max_length=512`` or ``embeddings="folder"``.
 
     Raises:
-        DataError: a file can't be read at all.
+        DataError: a file can't be read at all, or is damaged.
+        ConfigError: a model can't be loaded.
     """
-    faults: list[DataError] = []
-    groups, held_out = (
-        load_groups(part, on_bad_row=faults.append) if isinstance(part, str | Path) else list(part or ())
-        for part in (data, eval_data)
+    models = ModelOptions(model=None if model is None else str(model), **options)
+    return audit_data(
+        data,
+        eval_data=eval_data,
+        allow_shared_prompts=allow_shared_prompts,
+        depth=depth,
+        models=models,
+        progress=progress,
     )
-    report = audit_groups(groups, eval_groups=held_out, allow_shared_prompts=allow_shared_prompts)
-    if not faults:
-        return report
-    unreadable = Finding(
-        name="unreadable",
-        severity="severe",
-        message="1 row can't be read" if len(faults) == 1 else f"{len(faults)} rows can't be read",
-        value=len(faults),
-        examples=tuple(map(str, faults[:NUM_EXAMPLES])),
-        remedy="Repair or remove such rows.",
-    )
-    return replace(report, errors=(unreadable, *report.errors))
+
+
+def write_audit(report: AuditReport, output: Path, *, name: str) -> list[Path]:
+    """Writes audit.json and audit.html into a folder.
+
+    Args:
+        report: what the audit found.
+        output: the folder.
+        name: of the data, for the page's heading.
+    """
+    from dipole.evaluate.audit_report import write_audit_report
+
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "audit.json"
+    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return [file, write_audit_report(report, output / "audit.html", name=name)]
 
 
 def _named(data: Preferences, file: Path) -> str:

@@ -69,13 +69,13 @@ def _beside_text(message: Message) -> str:
     return json.dumps(rest, sort_keys=True, default=str)
 
 
-def _is_blank(text: Text) -> bool:
+def is_blank(text: Text) -> bool:
     """Whether nothing in it can be seen: white space, control characters, and characters of no width."""
     if isinstance(text, str):
         if text[:1].isalnum():  # nearly always, and cheaper than looking at characters one by one
             return False
         return not any(character.isprintable() and not character.isspace() for character in text)
-    return all(_is_blank(plain((message,))) and not _holds_more(message) for message in text)
+    return all(is_blank(plain((message,))) and not _holds_more(message) for message in text)
 
 
 def _holds_more(message: Message) -> bool:
@@ -85,12 +85,12 @@ def _holds_more(message: Message) -> bool:
 
 
 def _empty(group: Group) -> Iterator[Fault]:
-    if _is_blank(group.prompt):
+    if is_blank(group.prompt):
         yield Fault("empty_prompt", "the prompt is empty")
     if not group.completions:
         yield Fault("no_completion", "there is no completion")
     for index, completion in enumerate(group.completions):
-        if _is_blank(completion.text):
+        if is_blank(completion.text):
             yield Fault("empty_completion", f"completion {index} is empty")
 
 

@@ -12,6 +12,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -21,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dipole.data.audit import BarChart
 from dipole.evaluate.stats import Estimate
 
 PALETTE = {
@@ -273,3 +275,55 @@ def _svg(figure: Figure, *, label: str | None) -> str:
         svg = svg.replace(color, f"var(--plot-{role}, {color})")
     access = f'role="img" aria-label="{html.escape(label)}"' if label else 'aria-hidden="true"'
     return svg.replace("<svg", f'<svg {access} stroke-linejoin="round"', 1)
+
+
+def bar_chart(chart: BarChart) -> str | None:
+    """Shares, areas or counts as SVG: one line each with its interval, or upright bars; ``None`` without any."""
+    if not chart.bars:
+        return None
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": chart.name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser's fonts draw the text, whatever this one lacks
+        height = 2.15 if chart.upright else 0.75 + 0.2 * len(chart.bars)
+        figure = Figure(figsize=(3.5, height), layout="constrained")
+        axes = figure.add_subplot()
+        (_upright if chart.upright else _lying)(axes, chart)
+        return _svg(figure, label=f"{chart.title}, {chart.unit}: {_spoken(chart)}.")
+
+
+def _upright(axes: Axes, chart: BarChart) -> None:
+    places = range(len(chart.bars))
+    axes.bar(places, [bar.value for bar in chart.bars], width=0.9, color=PALETTE["blue"])
+    axes.set_xticks(places, [_label(bar.label) for bar in chart.bars], parse_math=False, rotation=45, ha="right")
+    axes.set_xlabel(chart.unit)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _lying(axes: Axes, chart: BarChart) -> None:
+    """Dots where a level says what no effect is, bars from 0 otherwise; the first one on top."""
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    for place, bar in enumerate(reversed(chart.bars)):
+        if chart.level is None:
+            axes.barh(place, bar.value, height=0.6, color=PALETTE["blue"])
+        else:
+            axes.plot([bar.value], [place], "o", color=PALETTE["blue"], markersize=5)
+        if bar.low is not None and bar.high is not None:
+            color = PALETTE["ink" if chart.level is None else "blue"]
+            axes.plot([bar.low, bar.high], [place, place], color=color, linewidth=1.5, solid_capstyle="round")
+    labels = [_label(bar.label) for bar in reversed(chart.bars)]
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.set_ylim(-0.7, len(labels) - 0.3)
+    axes.set_xlabel(chart.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if chart.level is not None:
+        axes.axvline(chart.level, color=PALETTE["grey"], linewidth=0.8, dashes=(4, 3), zorder=1)
+
+
+def _label(text: str) -> str:
+    """At most 30 characters that can be drawn: names come from the data and may be anything."""
+    drawn = "".join(c if c.isprintable() and not 0xD800 <= ord(c) < 0xE000 else "?" for c in text)
+    return drawn if len(drawn) <= 30 else f"{drawn[:29]}…"
+
+
+def _spoken(chart: BarChart) -> str:
+    return "; ".join(f"{_label(bar.label)} {bar.value:.3g}" for bar in chart.bars)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dipole.data.audit.columns import Collector, Columns
 from dipole.data.audit.consistency import check_contradictions
@@ -21,6 +21,9 @@ from dipole.data.audit.shortcuts import check_length, check_repetition
 from dipole.data.audit.space import Embed, Space
 from dipole.data.files import is_held_out
 from dipole.group import Group
+
+if TYPE_CHECKING:
+    from dipole.data.audit.tokens import TokenCheck
 
 __all__ = [
     "NUM_EXAMPLES",
@@ -48,6 +51,7 @@ def audit(
     depth: Depth = "cheap",
     folder: Path | None = None,
     embed: Embed | None = None,
+    tokens: TokenCheck | None = None,
 ) -> AuditReport:
     """Checks preference data.
 
@@ -61,28 +65,26 @@ def audit(
             near-duplicates, personal data, agreement, probes and topics.
         folder: of the data file, which images have to lie in.
         embed: texts to vectors, for topics and reach; without it they are told by TF-IDF.
+        tokens: of a model, to be tried on the data.
     """
     errors = ErrorCheck(allow_shared_prompts=allow_shared_prompts, folder=folder)
-    if depth == "errors":
-        for group in groups:
-            errors.add(group)
-        for group in eval_groups or ():
-            errors.add_held_out(group)
-        return AuditReport(errors=tuple(errors.findings()), findings=())
-    collected = Collector()
+    collected = Collector() if depth != "errors" else None
     more = _Full(embed, shared_prompts=allow_shared_prompts) if depth == "full" else None
+    checks = [check for check in (errors, collected, more, tokens) if check is not None]
     for group in groups:
-        errors.add(group)
-        collected.add(group)
-        if more:
-            more.add(group)
+        for check in checks:
+            check.add(group)
     for group in eval_groups or ():
         errors.add_held_out(group)
         if more:
             more.add_held_out(group)
-    columns = collected.columns()
-    results = (*_cheap(columns), *(more.results(columns) if more else ()))
-    return AuditReport(errors=(), findings=()).with_results(errors=tuple(errors.findings()), results=results)
+    results: list[Result] = []
+    if collected:
+        columns = collected.columns()
+        results += [*_cheap(columns), *(more.results(columns) if more else ())]
+    found = [*errors.findings(), *(tokens.errors() if tokens else ())]
+    results += tokens.results() if tokens else ()
+    return AuditReport(errors=(), findings=()).with_results(errors=tuple(found), results=tuple(results))
 
 
 def _cheap(columns: Columns) -> Iterator[Result]:
