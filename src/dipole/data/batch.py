@@ -22,6 +22,10 @@ from dipole.data.reduce import ListRelation, PairRelation, UnaryRelation
 from dipole.data.tokenize import TokenizedGroup
 
 
+PromptAndCompletion = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids of a prompt and of a completion."""
+
+
 class _OnDevice:
     """Moves every tensor of a dataclass, and of the dataclasses inside it, to a device."""
 
@@ -88,6 +92,7 @@ class PackedBatch(_OnDevice):
         facts: (C,) or (C, M) further facts of completions, by name.
         relations: what the loss consumes.
         group_ids: which groups these are.
+        sequences: (C,) the same tokens on the host, for whoever looks completions up.
     """
 
     input_ids: Tensor
@@ -105,6 +110,7 @@ class PackedBatch(_OnDevice):
     facts: dict[str, Tensor]
     relations: Relations
     group_ids: tuple[str, ...]
+    sequences: tuple[PromptAndCompletion, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -159,6 +165,7 @@ def pack(groups: Sequence[TokenizedGroup]) -> PackedBatch:
         facts=_facts(groups),
         relations=_relations(groups),
         group_ids=tuple(group.id for group in groups),
+        sequences=tuple((group.prompt_ids, ids) for group in groups for ids in group.completion_ids),
     )
 
 

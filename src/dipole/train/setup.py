@@ -31,7 +31,7 @@ from dipole.objective.constraints import Constraint, ConstraintFunction, initial
 from dipole.policy.adapters import add_adapter
 from dipole.policy.load import fingerprint, load_model, load_tokenizer, max_positions, weights_dtype
 from dipole.policy.logprobs import Policy, check_engine
-from dipole.policy.reference import Reference, make_reference
+from dipole.policy.reference import Reference
 from dipole.progress import Progress
 from dipole.train.inputs import (
     FACTS,
@@ -42,6 +42,7 @@ from dipole.train.inputs import (
     with_other_prompts,
 )
 from dipole.train.optim import cautions, make_optimizer
+from dipole.train.references import reference_of_run
 
 DEFAULT_LENGTH = 1024
 
@@ -142,9 +143,8 @@ def prepare(
     _check_vocabulary(policy, tokenizer)
     tolerance = 1e-3 if accelerator.mixed_precision == "no" else 0.5
     check_engine(policy, _probe(data.train, policy).to(accelerator.device), tolerance=tolerance)
-    reference = make_reference(
-        config.reference, policy, needed=loss.needs_reference, moves=config.sync_reference_every is not None
-    )
+    groups = [*data.train, *data.held_out]
+    reference = reference_of_run(config, loss, policy, weights, groups, accelerator, progress)
     order = Order(len(data.train), config.global_batch_size, config.seed)
     total = order.steps_per_epoch * config.num_epochs
     return Run(

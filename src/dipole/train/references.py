@@ -1,0 +1,123 @@
+"""Which reference a run has, and how the cached one is filled before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dipole.config import TrainConfig
+from dipole.data.batch import PackedBatch, micro_batches, pack
+from dipole.data.tokenize import TokenizedGroup
+from dipole.errors import ConfigError, TrainingFault
+from dipole.objective import Loss
+from dipole.policy.cached import Cached, LogpStore, fill, model_key
+from dipole.policy.embedded import cache_folder
+from dipole.policy.load import fingerprint, load_model
+from dipole.policy.logprobs import Policy
+from dipole.policy.reference import AdapterOff, FrozenCopy, Reference, make_reference
+from dipole.progress import Progress
+from dipole.train.inputs import MISMATCHED, mismatched_groups
+
+
+def reference_of_run(
+    config: TrainConfig,
+    loss: Loss,
+    policy: Policy,
+    weights: str,
+    groups: Sequence[TokenizedGroup],
+    accelerator: Accelerator,
+    progress: Progress,
+) -> Reference | None:
+    """The reference of a policy that hasn't been trained yet.
+
+    Args:
+        config: of the run.
+        loss: says whether it needs one.
+        policy: as it is at step 0.
+        weights: the fingerprint of the model that training starts from.
+        groups: all that will be asked for, to train on or held out.
+        accelerator: of the run.
+        progress: is told when a cache is filled.
+
+    Raises:
+        ConfigError: the strategy doesn't fit the policy or the loss.
+    """
+    moves = config.sync_reference_every is not None
+    if config.reference != "cached":
+        return make_reference(config.reference, policy, needed=loss.needs_reference, moves=moves)
+    _check_cacheable(loss, moves=moves)
+    assert config.max_length is not None
+    wanted = list(groups)
+    if MISMATCHED in loss.inputs:
+        wanted += [item for group in groups for item in mismatched_groups(group, config.max_length)]
+    key = model_key(policy.transformer, weights, accelerator.mixed_precision)
+    sequences = [(group.prompt_ids, ids) for group in wanted for ids in group.completion_ids]
+    store = LogpStore(cache_folder() / "reference" / key, sequences)
+    for path in store.damaged:
+        progress.say(f"{path} is damaged and isn't used; it can be deleted.")
+    if hasattr(policy.model, "disable_adapter"):
+        live: Callable[[], Reference] = lambda: AdapterOff(policy)  # noqa: E731
+    else:
+        live = lambda: _loaded_again(config, policy, weights)  # noqa: E731
+    missing = [group for group in wanted if any((group.prompt_ids, ids) not in store for ids in group.completion_ids)]
+    _fill(store, missing, config, policy, accelerator, progress)
+    return Cached(store, live)
+
+
+def _fill(
+    store: LogpStore,
+    missing: Sequence[TokenizedGroup],
+    config: TrainConfig,
+    policy: Policy,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> None:
+    """Computes with the policy, which hasn't moved yet: so a second model isn't needed."""
+    if not missing:
+        progress.say("The reference's log-probabilities are in the cache.")
+        return
+    start = AdapterOff(policy).token_logps if hasattr(policy.model, "disable_adapter") else _untrained(policy)
+    progress.stage("Computing the reference, once", total=sum(len(group.completion_ids) for group in missing))
+    parts = micro_batches(missing, config.max_tokens_per_microbatch)
+    with accelerator.autocast():
+        fill(store, (pack(part).to(accelerator.device) for part in parts), start, progress.advance)
+
+
+def _untrained(policy: Policy) -> Callable[[PackedBatch], Tensor]:
+    @torch.no_grad()
+    def token_logps(batch: PackedBatch) -> Tensor:
+        logps: Tensor = policy(batch).logps
+        return logps
+
+    return token_logps
+
+
+def _loaded_again(config: TrainConfig, policy: Policy, weights: str) -> Reference:
+    """A copy of the model that training started from, for as long as somebody holds it.
+
+    Raises:
+        TrainingFault: the folder holds another model by now.
+    """
+    model = load_model(config.model, dtype=torch.float32)
+    if fingerprint(model) != weights:
+        raise TrainingFault(
+            "the model isn't the one that training started from any more, so it can't be the reference of samples",
+            where=config.model,
+            remedy="Restore it, or use --reference copy",
+        )
+    return FrozenCopy(Policy(model).to(policy.device))
+
+
+def _check_cacheable(loss: Loss, *, moves: bool) -> None:
+    reasons = {
+        "the loss has no reference": not loss.needs_reference,
+        f"{loss.name} compares whole distributions, and the cache keeps log-probabilities of tokens": "seq_kl"
+        in loss.inputs,
+        "the reference moves": moves,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(reason, where="--reference cached", remedy="Leave --reference at auto, or use copy")
