@@ -153,6 +153,8 @@ class TrainConfig:
     """Groups an optimizer step, over all processes. 32 to 128 is known to work."""
     max_tokens_per_microbatch: int = 4096
     """Packed tokens a forward pass. Changes memory and speed, never the gradient."""
+    gradient_checkpointing: bool = False
+    """Forget activations and compute them again in the backward pass: much less memory, about a third more time."""
     max_length: int | None = None
     """Most tokens of a prompt with one completion; 1024 by default, or what the model takes if that is less."""
     prompt_format: Literal["as_is", "chat"] = "as_is"

@@ -145,6 +145,17 @@ def test_the_token_budget_changes_neither_loss_nor_gradient(folder: Path) -> Non
         assert largest_gap(gradient, found[0][1]) < 1e-10
 
 
+def test_gradient_checkpointing_changes_nothing(folder: Path) -> None:
+    found = []
+    for forgetful in (False, True):
+        run = exact_run(folder, gradient_checkpointing=forgetful)
+        meter = Meter()
+        backward(run, first_groups(run), meter)
+        found.append((meter.means(), gradients(run)))
+    assert found[0][0] == found[1][0]
+    assert largest_gap(found[0][1], found[1][1]) == 0
+
+
 def test_a_step_is_adam_on_the_clipped_gradient_at_the_schedules_rate(folder: Path) -> None:
     run = exact_run(folder, max_grad_norm=0.05, weight_decay=0.1, moved=False)
     twin = exact_run(folder, max_grad_norm=0.05, weight_decay=0.1, moved=False)

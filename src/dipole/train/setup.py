@@ -31,6 +31,7 @@ from dipole.objective.constraints import Constraint, ConstraintFunction, initial
 from dipole.policy.adapters import add_adapter
 from dipole.policy.load import fingerprint, load_model, load_tokenizer, max_positions, weights_dtype
 from dipole.policy.logprobs import Policy, check_engine
+from dipole.policy.memory import checkpoint_layers
 from dipole.policy.reference import Reference
 from dipole.progress import Progress
 from dipole.train.inputs import (
@@ -145,6 +146,8 @@ def prepare(
     check_engine(policy, _probe(data.train, policy).to(accelerator.device), tolerance=tolerance)
     groups = [*data.train, *data.held_out]
     reference = reference_of_run(config, loss, policy, weights, groups, accelerator, progress)
+    if config.gradient_checkpointing:
+        checkpoint_layers(policy.transformer)
     order = Order(len(data.train), config.global_batch_size, config.seed)
     total = order.steps_per_epoch * config.num_epochs
     return Run(
