@@ -103,10 +103,14 @@ class PaddedPlan:
 
     Args:
         blocks: one call each.
-        back: (N,) where each token of the row lies in the concatenated outputs of the calls.
+        query: places of all blocks' queries, one after the other.
+        key: places of all blocks' keys, likewise.
+        back: (N,) where each token of the row lies among the queries.
     """
 
     blocks: tuple[Block, ...]
+    query: Tensor
+    key: Tensor
     back: Tensor
 
     @classmethod
@@ -121,21 +125,24 @@ class PaddedPlan:
                 first = offset + number * width
                 back[segment.start : segment.start + segment.length] = torch.arange(first, first + segment.length)
             offset += block.query.numel()
-        return cls(blocks=blocks, back=back)
+        return cls(
+            blocks=blocks,
+            query=torch.cat([block.query.flatten() for block in blocks]),
+            key=torch.cat([block.key.flatten() for block in blocks]),
+            back=back,
+        )
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None, softcap: float | None
     ) -> Tensor:
         """See ``AttentionPlan``."""
-        rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # (N, H, D)
+        queries = _gather(query, self.query, [block.query for block in self.blocks])
+        keys, values = (_gather(rows, self.key, [block.key for block in self.blocks]) for rows in (key, value))
+        grouped = query.shape[1] != key.shape[1]
         outputs = []
-        for block in self.blocks:
-            q, k, v = (
-                _gather(row, place) for row, place in zip(rows, (block.query, block.key, block.key), strict=True)
-            )
+        for block, q, k, v in zip(self.blocks, queries, keys, values, strict=True):
             mask = block.mask(window)
             if softcap is None:
-                grouped = q.shape[1] != k.shape[1]
                 mixed = scaled_dot_product_attention(
                     q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
                 )
@@ -204,9 +211,16 @@ def _places(start: Tensor, length: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return (start + steps) * real, real
 
 
-def _gather(tensor: Tensor, places: Tensor) -> Tensor:
-    """(S, H, L, D) the rows of (N, H, D) at (S, L) places; by ``index_select``, whose backward is fast."""
-    return tensor.index_select(0, places.flatten()).view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
+def _gather(rows: Tensor, places: Tensor, shapes: list[Tensor]) -> list[Tensor]:
+    """Rows of (1, H, N, D) at the places of all blocks, as (S, H, L, D) of each.
+
+    It is one ``index_select`` for all, since the backward pass of each fills a tensor of the row's size.
+    """
+    gathered = rows.squeeze(0).transpose(0, 1).index_select(0, places).split([shape.numel() for shape in shapes])
+    return [
+        piece.view(*shape.shape, *piece.shape[1:]).transpose(1, 2)
+        for piece, shape in zip(gathered, shapes, strict=True)
+    ]
 
 
 def capped_attention(
