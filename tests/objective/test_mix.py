@@ -6,8 +6,8 @@ import pytest
 import torch
 from objective_cases import random_completions, run
 
-from dipole.errors import ConfigError
-from dipole.objective import LOSSES, PairIndex, check, mix, resolve
+from dipole.errors import ConfigError, DataError
+from dipole.objective import LOSSES, PairIndex, check, mix, preference_loss, resolve
 
 PAIRS = PairIndex(i=torch.tensor([0, 1]), j=torch.tensor([4, 5]), prob=torch.tensor([0.7, 1.0], dtype=torch.float64))
 
@@ -87,9 +87,30 @@ def test_what_a_part_refuses_the_mix_refuses():
         ([], "no parts"),
         (["dpo", "kto"], "kto can't be mixed"),
         (["dpo", "aot"], "aot can't be mixed"),
+        (["mpo", "sft"], "mpo can't be mixed: it has weights of its own"),
+        (["sft", "modpo"], "modpo can't be mixed: it has weights of its own"),
         (["bco_pair", "beta_dpo"], "bco_pair and beta_dpo depend on the rest of the batch"),
     ],
 )
 def test_what_can_t_be_mixed(names: list[str], says: str):
     with pytest.raises(ConfigError, match=says):
         mix("m", [(1.0, LOSSES[name]) for name in names], when="x")
+
+
+def test_a_shared_value_has_to_suit_every_part():
+    row = resolve("odpo + unlikelihood")
+    certain = PairIndex(i=PAIRS.i, j=PAIRS.j)
+    with pytest.raises(ConfigError, match=r"loss unlikelihood: alpha is 5\.0"):
+        check(row, row.settings(alpha=5.0), random_completions(), certain)
+
+
+def test_a_mix_refuses_the_values_that_its_parts_refuse():
+    row, pair = resolve("odpo + 0.1*sft"), (torch.tensor([-3.0]), torch.tensor([-4.0]))
+    with pytest.raises(DataError, match="the rejected completion of pair 0 has the higher score"):
+        preference_loss(row.name, *pair, *pair, chosen_scores=torch.zeros(1), rejected_scores=torch.ones(1))
+
+
+def test_a_sum_s_name_says_its_weights_to_the_last_digit():
+    row = resolve("0.123456789*dpo + sft")
+    assert row.name == "0.123456789*dpo + 1*sft"
+    assert resolve(row.name).settings()["weights"] == (0.123456789, 1.0)

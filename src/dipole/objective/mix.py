@@ -10,14 +10,17 @@ from torch import Tensor
 
 from dipole.errors import ConfigError
 from dipole.objective.completions import Completions
-from dipole.objective.row import HyperParameter, Loss
+from dipole.objective.row import HyperParameter, Loss, Settings
+
+WEIGHTS = "weights"
 
 
 def mix(name: str, parts: Sequence[tuple[float, Loss]], *, when: str, source: str = "", traps: str = "") -> Loss:
     """The row of Σ w_k loss_k.
 
     The weights are its hyper-parameter ``weights``. The parts' hyper-parameters are its own; parts that share a name
-    share the value, and the first part's default and range count. It logs the first part's reward.
+    share the value, whose default is the first part's, and which has to be in the range of each. It logs the first
+    part's reward.
 
     Args:
         name: of the mix.
@@ -27,7 +30,8 @@ def mix(name: str, parts: Sequence[tuple[float, Loss]], *, when: str, source: st
         traps: what goes wrong.
 
     Raises:
-        ConfigError: no parts, parts that aren't pairwise, or more than one that depends on the rest of the batch.
+        ConfigError: no parts, parts that aren't pairwise or have weights of their own, or more than one that depends
+            on the rest of the batch.
     """
     rows = [row for _, row in parts]
     where = f"mix {name}"
@@ -36,6 +40,8 @@ def mix(name: str, parts: Sequence[tuple[float, Loss]], *, when: str, source: st
     for row in rows:
         if row.relation != "pair" or row.whole_batch:
             raise ConfigError(f"{row.name} can't be mixed: it isn't a loss of single pairs", where=where)
+        if WEIGHTS in row.all_hyper:
+            raise ConfigError(f"{row.name} can't be mixed: it has weights of its own", where=where)
     coupled = [row for row in rows if row.coupling]
     if len(coupled) > 1:
         names = " and ".join(row.name for row in coupled)
@@ -54,9 +60,15 @@ def mix(name: str, parts: Sequence[tuple[float, Loss]], *, when: str, source: st
             total = total + weight * row.pair_losses(chosen, rejected, prob, row.keywords(given))
         return total
 
+    def check_parts(completions: Completions, relations: Any, settings: Settings) -> None:
+        for row in rows:
+            row.settings(**{name: settings[name] for name in row.all_hyper})  # a shared value has to suit every part
+            if row.check_values is not None:
+                row.check_values(completions, relations, settings)
+
     refusals = [f"{row.name}: {row.why_not_soft}" for row in rows if row.soft == "refused"]
     formula.__doc__ = f"{' + '.join(f'{weight:g} · {row.name}' for weight, row in parts)}.\n\n{source}"
-    weights = HyperParameter("weights", tuple(weight for weight, _ in parts), "of the parts", low_open=False)
+    weights = HyperParameter(WEIGHTS, tuple(weight for weight, _ in parts), "of the parts", low_open=False)
     first_named = {parameter.name: parameter for row in reversed(rows) for parameter in row.hyper}
     return Loss(
         name=name,
@@ -70,6 +82,7 @@ def mix(name: str, parts: Sequence[tuple[float, Loss]], *, when: str, source: st
         soft="refused" if refusals else "own",
         why_not_soft="; ".join(refusals),
         coupling=coupled[0].coupling if coupled else None,
+        check_values=check_parts,
         when=when,
         traps=traps,
     )

@@ -50,7 +50,7 @@ def _weighted_sum(text: str) -> Loss:
     for term in text.split("+"):
         weight, star, name = term.rpartition("*")
         parts.append((_number(weight, term) if star else 1.0, resolve(name)))
-    name = " + ".join(f"{weight:g}*{row.name}" for weight, row in parts)
+    name = " + ".join(f"{repr(weight).removesuffix('.0')}*{row.name}" for weight, row in parts)
     return mix(name, parts, when="Your own mixture.")
 
 
