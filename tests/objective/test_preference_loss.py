@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dipole.errors import ConfigError, DataError
 from dipole.objective import (
+    INPUTS,
     LOSSES,
     Completions,
     ListIndex,
@@ -22,6 +23,7 @@ from dipole.objective import (
     resolve,
 )
 
+TOKENS = ("token_logps", "ref_token_logps")
 PAIRWISE = [row for row in LOSSES.values() if row.relation == "pair"]
 W, L = torch.tensor([-3.2, -5.0]), torch.tensor([-7.5, -1.5])
 RW, RL = torch.tensor([-4.5, -3.0]), torch.tensor([-6.5, -3.0])
@@ -161,6 +163,73 @@ def test_gradients_flow_to_the_policy_alone():
     assert not outcome.chosen_rewards.requires_grad
 
 
+@pytest.mark.parametrize("row", [row for row in PAIRWISE if row.needs_reference], ids=lambda row: row.name)
+def test_no_gradient_reaches_the_reference_or_the_data(row):
+    completions, settings = random_completions(), settings_of(row)
+    assert completions.ref_logps is not None
+    given = [
+        completions.ref_logps,
+        *(completions.extras[name] for name in row.inputs if not INPUTS[name].differentiable),
+    ]
+    given = [tensor.requires_grad_() for tensor in given if tensor.is_floating_point()]
+    completions.logps.requires_grad_()
+    tokens = [completions.extras[name].requires_grad_() for name in row.inputs if INPUTS[name].differentiable]
+    pairs = PairIndex(i=torch.tensor([0, 1, 2]), j=torch.tensor([4, 5, 6]))
+    run(row, settings, completions, pairs).losses.sum().backward()
+    assert all(tensor.grad is None for tensor in given)
+    assert any(tensor.grad is not None for tensor in (completions.logps, *tokens))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), float("inf")])
+def test_log_probabilities_that_are_no_numbers_are_named(wrong: float):
+    with pytest.raises(DataError, match=r"chosen logps\[1\] is -?(nan|inf)"):
+        preference_loss("dpo", torch.tensor([-1.0, wrong]), *DPO[1:])
+    with pytest.raises(DataError, match=r"rejected ref_logps\[0\] is -?(nan|inf)"):
+        preference_loss("dpo", *DPO[:3], torch.tensor([wrong, -1.0]))
+    with pytest.raises(DataError, match=r"logps\[2\] is -?(nan|inf)"):
+        indexed_preference_loss(torch.tensor([-1.0, -2.0, wrong]), torch.zeros(3), [0], [1])
+
+
+def test_lengths_are_counts_of_the_tokens_that_are_there():
+    sides = {"chosen_lengths": torch.tensor([5, -3]), "rejected_lengths": torch.tensor([7, 3])}
+    with pytest.raises(DataError, match=r"lengths\[1\] is -3"):
+        preference_loss("dpo_norm", *DPO, **sides)
+    tokens = {f"{side}_{name}": torch.zeros(2, 4) for side in ("chosen", "rejected") for name in TOKENS}
+    sides = {"chosen_lengths": torch.tensor([4, 4]), "rejected_lengths": torch.tensor([4, 6])}
+    with pytest.raises(DataError, match="token_logps has 4 places, but completion 3 has 6 tokens"):
+        preference_loss("ld_dpo", *DPO, **sides, **tokens)
+
+
+def test_tensors_are_asked_for_by_name():
+    with pytest.raises(ConfigError, match="pair_prob is a float, but has to be a tensor"):
+        preference_loss("dpo", *DPO, pair_prob=0.8)
+    with pytest.raises(ConfigError, match="chosen logps is a list, but has to be a tensor"):
+        preference_loss("dpo", [-3.2, -5.0], *DPO[1:])
+    with pytest.raises(ConfigError, match="logps is a list, but has to be a tensor"):
+        indexed_preference_loss([-3.2, -5.0], RW, [0], [1])
+
+
+@pytest.mark.parametrize("wrong", ["a", float("nan"), torch.ones(2)])
+def test_a_constant_is_one_finite_number(wrong: Any):
+    with pytest.raises(ConfigError, match=r"shift is .*, but has to be a finite number"):
+        preference_loss("bco_pair", *DPO, shift=wrong)
+
+
+def test_equal_scores_without_an_offset_are_dpo():
+    scores = {"chosen_scores": torch.ones(2), "rejected_scores": torch.ones(2)}
+    torch.testing.assert_close(
+        preference_loss("odpo", *DPO, alpha=0.0, **scores).losses, preference_loss("dpo", *DPO).losses
+    )
+
+
+def test_xpo_wants_one_sample_of_each_model_and_safedpo_a_fact():
+    both = {"chosen_from_policy": torch.ones(2), "rejected_from_policy": torch.tensor([0, 1])}
+    with pytest.raises(DataError, match="both completions of pair 1 are the policy's"):
+        preference_loss("xpo", *DPO, **both)
+    with pytest.raises(DataError, match=r"unsafe\[1\] is 0.3, but has to be 0 or 1"):
+        preference_loss("safedpo", *DPO, chosen_unsafe=torch.tensor([1, 0.3]), rejected_unsafe=torch.zeros(2))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Index lists
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,11 +247,21 @@ LOGPS, REFERENCE = torch.tensor([-3.2, -7.5, -5.0]), torch.tensor([-4.5, -6.5, -
         ([0.0, 1.0], [1, 2], "yw_idxs has shape .* torch.float32"),
         ([0, 1], torch.tensor([True, False]), "yl_idxs has shape .* torch.bool"),
         ([[0, 1]], [[1, 2]], r"yw_idxs has shape \(1, 2\)"),
+        ([[0], [1, 2]], [1, 2], "yw_idxs is no list of integers"),
+        ([0, 1], None, "yl_idxs is no list of integers"),
+        (["a"], [1], "yw_idxs is no list of integers"),
     ],
 )
 def test_wrong_index_lists_name_the_entry(yw: Any, yl: Any, says: str):
     with pytest.raises((ConfigError, DataError), match=says):
         indexed_preference_loss(LOGPS, REFERENCE, yw, yl)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_indices_may_be_any_integers(dtype: torch.dtype):
+    yw, yl = torch.tensor([0, 0], dtype=dtype), torch.tensor([1, 2], dtype=dtype)
+    expected = indexed_preference_loss(LOGPS, REFERENCE, [0, 0], [1, 2]).losses
+    torch.testing.assert_close(indexed_preference_loss(LOGPS, REFERENCE, yw, yl).losses, expected)
 
 
 def test_wrong_calls_with_indices_are_refused():

@@ -7,7 +7,7 @@ that: add up ``batch_sums`` over the micro-batches and ranks of the step, and ``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def evaluate(
     if missing:
         problem = f"{row.name} depends on the whole batch and needs {', '.join(missing)}"
         raise ConfigError(problem, where="loss", remedy="Add up batch_sums over the batch and settle them first.")
-    completions = completions.upcast()
+    completions = _without_graph_of_the_given(completions.upcast())
     keywords = row.keywords({**settings, **(constants or {})})
     arguments = _gather(completions, relations)
     if isinstance(relations, PairIndex):
@@ -77,6 +77,14 @@ def evaluate(
         rewards = row.reward.of(completions, settings)
         logged = row.watch(*arguments, **keywords) if row.watch else {}
     return Outcome(losses=losses, rewards=rewards.detach(), logged=logged)
+
+
+def _without_graph_of_the_given(completions: Completions) -> Completions:
+    """No gradient reaches the reference, nor an input that a loss isn't differentiated by."""
+    given = {name: tensor for name, tensor in completions.extras.items() if name in INPUTS}
+    detached = {name: tensor.detach() for name, tensor in given.items() if not INPUTS[name].differentiable}
+    ref_logps = None if completions.ref_logps is None else completions.ref_logps.detach()
+    return replace(completions, ref_logps=ref_logps, extras={**completions.extras, **detached})
 
 
 def _gather(completions: Completions, relations: Relations) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from dipole.objective.apply import require
 from dipole.objective.completions import Completions, ListIndex, PairIndex, Relations, UnaryIndex
 from dipole.objective.row import INPUTS, Loss, Settings
 
+INDICES = (torch.int64, torch.int32)  # torch takes uint8 for a mask, and no other integers as indices
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
@@ -40,7 +41,7 @@ def check(row: Loss, settings: Settings, completions: Completions, relations: Re
 
 
 def check_completions(completions: Completions) -> None:
-    """One-dimensional log-probabilities of a floating dtype, and everything else of the same length."""
+    """One-dimensional log-probabilities of a floating dtype, everything else of the same length, all of it finite."""
     logps = completions.logps
     if logps.dim() != 1:
         raise ConfigError(f"logps has shape {tuple(logps.shape)}, but has to be one-dimensional", where="completions")
@@ -54,9 +55,34 @@ def check_completions(completions: Completions) -> None:
             raise ConfigError(problem, where="completions")
         if name.endswith("logps") and not tensor.is_floating_point():
             raise ConfigError(f"{name} has dtype {tensor.dtype}, but has to be floating-point", where="completions")
-    if completions.lengths is not None and completions.lengths.dtype not in INTEGERS:
-        problem = f"lengths has dtype {completions.lengths.dtype}, but has to be an integer type"
-        raise ConfigError(problem, where="completions")
+        check_finite(name, tensor)
+    if completions.lengths is not None:
+        _check_lengths(completions.lengths, completions)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """No NaN and no infinity, except among tokens, where there may be anything after the last."""
+    if name.endswith("token_logps"):
+        return
+    at = first(~tensor.isfinite().reshape(len(tensor), -1).all(-1)) if tensor.numel() else None
+    if at is not None:
+        known = INPUTS.get(name.split()[-1])
+        meaning = known.meaning if known else "log-probability in nats"
+        remedy = f"Give it of every completion ({meaning}), or drop the completion."
+        raise DataError(f"{name}[{at}] is {tensor[at].tolist()}, no finite number", where="completions", remedy=remedy)
+
+
+def _check_lengths(lengths: Tensor, completions: Completions) -> None:
+    if lengths.dtype not in INTEGERS:
+        raise ConfigError(f"lengths has dtype {lengths.dtype}, but has to be an integer type", where="completions")
+    at = first(lengths < 0)
+    if at is not None:
+        raise DataError(f"lengths[{at}] is {lengths[at]}, but counts tokens", where="completions")
+    for name, tensor in completions.extras.items():
+        at = first(lengths > tensor.shape[1]) if name.endswith("token_logps") else None
+        if at is not None:
+            problem = f"{name} has {tensor.shape[1]} places, but completion {at} has {lengths[at]} tokens"
+            raise DataError(problem, where="completions", remedy="Give a log-probability of every token.")
 
 
 def check_pairs(pairs: PairIndex, count: int, names: tuple[str, str] = ("i", "j")) -> None:
@@ -90,7 +116,7 @@ def _check_labels(row: Loss, pairs: PairIndex) -> None:
 def check_lists(lists: ListIndex, count: int) -> None:
     """Lists of two or more different completions, filled up with −1 at the end only."""
     order = lists.order
-    if order.dim() != 2 or order.dtype not in INTEGERS:
+    if order.dim() != 2 or order.dtype not in INDICES:
         problem = f"order has shape {tuple(order.shape)} and dtype {order.dtype}, but has to be (R, K) integers"
         raise ConfigError(problem, where="relations")
     listed = order >= 0
@@ -117,8 +143,8 @@ def _has_twins(order: Tensor, listed: Tensor) -> Tensor:
 
 def check_index(index: Tensor, count: int, name: str) -> None:
     """One-dimensional integers from 0 to ``count`` − 1."""
-    if index.dim() != 1 or index.dtype not in INTEGERS:
-        problem = f"{name} has shape {tuple(index.shape)} and dtype {index.dtype}, but has to be (R,) integers"
+    if index.dim() != 1 or index.dtype not in INDICES:
+        problem = f"{name} has shape {tuple(index.shape)} and dtype {index.dtype}, but has to be (R,) int64 or int32"
         raise ConfigError(problem, where="relations")
     at = first((index < 0) | (index >= count))
     if at is not None:

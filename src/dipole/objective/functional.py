@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dipole.errors import ConfigError, nearest
 from dipole.objective.apply import Outcome, batch_sums, evaluate, initial_state, settle
-from dipole.objective.check import check, check_pairs
+from dipole.objective.check import check, check_finite, check_pairs
 from dipole.objective.completions import Completions, PairIndex
 from dipole.objective.row import INPUTS, Loss
 from dipole.objective.table import LOSSES, resolve
@@ -90,6 +91,8 @@ def preference_loss(
         "lengths": (chosen_lengths, rejected_lengths),
         **{item: (others.pop(f"chosen_{item}", None), others.pop(f"rejected_{item}", None)) for item in row.inputs},
     }
+    if pair_prob is not None:
+        _require_tensor("pair_prob", pair_prob)
     joined = {item: _join(item, *both) for item, both in sides.items()}
     keywords = [f"{side}_{item}" for item in row.inputs for side in ("chosen", "rejected")]
     rows = torch.arange(policy_chosen_logps.shape[0], device=policy_chosen_logps.device)
@@ -135,10 +138,14 @@ def indexed_preference_loss(
     row = _pairwise(loss)
     if beta is not None:
         others["beta"] = beta
-    pairs = PairIndex(i=_index(yw_idxs, pi_logps.device), j=_index(yl_idxs, pi_logps.device), prob=pair_prob)
-    check_pairs(pairs, pi_logps.shape[0], ("yw_idxs", "yl_idxs"))
     given = {"logps": pi_logps, "ref_logps": ref_logps, "lengths": lengths}
     given |= {item: others.pop(item, None) for item in row.inputs}
+    for name, tensor in {**given, "pair_prob": pair_prob}.items():
+        if tensor is not None or name == "logps":
+            _require_tensor(name, tensor)
+    index = {name: _index(name, side, pi_logps.device) for name, side in (("yw_idxs", yw_idxs), ("yl_idxs", yl_idxs))}
+    pairs = PairIndex(i=index["yw_idxs"], j=index["yl_idxs"], prob=pair_prob)
+    check_pairs(pairs, pi_logps.numel(), ("yw_idxs", "yl_idxs"))
     outcome = _evaluate(row, given, pairs, others, list(row.inputs))
     return IndexedLosses(losses=outcome.losses, rewards=outcome.rewards, name=row.name)
 
@@ -159,19 +166,40 @@ def _join(name: str, chosen: Tensor | None, rejected: Tensor | None) -> Tensor |
         return None
     if chosen is None or rejected is None:
         raise ConfigError(f"{name} is given of one side only", where="loss")
+    for side, tensor in (("chosen", chosen), ("rejected", rejected)):
+        _require_tensor(f"{side} {name}", tensor)
     if chosen.shape[:1] != rejected.shape[:1] or chosen.dim() != rejected.dim() or chosen.dim() == 0:
         problem = f"{name} of chosen and rejected have shapes {tuple(chosen.shape)} and {tuple(rejected.shape)}"
         raise ConfigError(problem, where="loss", remedy="Both have to have one entry a pair.")
+    for side, tensor in (("chosen", chosen), ("rejected", rejected)):
+        check_finite(f"{side} {name}", tensor)  # before they are joined, where a position says nothing to a person
     if name in INPUTS and INPUTS[name].shape == "(C, L)":
         width = max(chosen.shape[1], rejected.shape[1])
         chosen, rejected = (torch.nn.functional.pad(side, (0, width - side.shape[1])) for side in (chosen, rejected))
     return torch.cat([chosen, rejected])
 
 
-def _index(values: Tensor | Sequence[int], device: torch.device) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.to(device)
-    return torch.tensor(values, device=device) if len(values) else torch.empty(0, dtype=torch.int64, device=device)
+def _require_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"{name} is a {type(value).__name__}, but has to be a tensor", where="loss")
+
+
+def _index(name: str, values: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    try:
+        index = torch.as_tensor(values, device=device)
+    except (TypeError, ValueError, RuntimeError) as fault:
+        remedy = "Give one integer a pair, as a list or a tensor."
+        raise ConfigError(f"{name} is no list of integers: {fault}", where="loss", remedy=remedy) from fault
+    is_short_integer = index.dtype in (torch.uint8, torch.int8, torch.int16)
+    is_empty_list = not isinstance(values, Tensor) and index.numel() == 0
+    return index.to(torch.int64) if is_short_integer or is_empty_list else index
+
+
+def _constant(name: str, value: Any, like: Tensor) -> Tensor:
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        raise ConfigError(f"{name} is {value!r}, but has to be a finite number", where="loss")
+    return torch.tensor(number, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
 def _evaluate(
@@ -182,8 +210,9 @@ def _evaluate(
         raise ConfigError(f"{row.name} has no reference, and one is given", where="loss", remedy="Leave it out.")
     if given["lengths"] is not None and not row.needs_lengths:
         raise ConfigError(f"{row.name} doesn't use lengths, and they are given", where="loss", remedy="Leave them out.")
+    assert given["logps"] is not None
     names = tuple(row.coupling.constants) if row.coupling else ()
-    constants = {name: torch.as_tensor(others.pop(name)) for name in names if name in others}
+    constants = {name: _constant(name, others.pop(name), given["logps"]) for name in names if name in others}
     for name in others:
         if name not in row.all_hyper:
             known = [*row.all_hyper, *inputs, *names]
@@ -194,7 +223,6 @@ def _evaluate(
             raise ConfigError(f"{row.name} doesn't use '{name}'", where="loss", remedy=remedy)
     settings = row.settings(**others)
     extras = {name: tensor for name in row.inputs if (tensor := given[name]) is not None}
-    assert given["logps"] is not None
     completions = Completions(
         logps=given["logps"], ref_logps=given["ref_logps"], lengths=given["lengths"], extras=extras
     )

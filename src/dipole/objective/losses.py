@@ -135,7 +135,7 @@ def odpo(chosen: Completions, rejected: Completions, *, beta: float, alpha: floa
 
     Amini, Vieira, Cotterell 2024, arXiv 2402.10571.
     """
-    return -logsigmoid(beta * delta(chosen, rejected) - alpha * (chosen["scores"] - rejected["scores"]).log())
+    return -logsigmoid(beta * delta(chosen, rejected) - torch.xlogy(alpha, chosen["scores"] - rejected["scores"]))
 
 
 def modpo(chosen: Completions, rejected: Completions, *, beta: float, weights: tuple[float, ...]) -> Tensor:

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import math
 
+from dipole.errors import DataError
 from dipole.objective import coupling, losses, terms
 from dipole.objective import diagnostics as watch
-from dipole.objective.row import HyperParameter, Loss
+from dipole.objective.completions import Completions, PairIndex
+from dipole.objective.row import HyperParameter, Loss, Settings
+
+
+def refuse_one_source(completions: Completions, relations: PairIndex, settings: Settings) -> None:
+    """XPO's bonus is on the reference's sample, so a pair needs exactly one."""
+    from_policy = completions["from_policy"].bool()
+    for position in (from_policy[relations.i] == from_policy[relations.j]).nonzero().flatten().tolist()[:1]:
+        source = "policy" if from_policy[relations.i[position]] else "reference"
+        raise DataError(
+            f"both completions of pair {position} are the {source}'s",
+            where="xpo",
+            remedy="Pair a sample of the policy with one of the reference, and say by from_policy which is which.",
+        )
+
 
 ROWS = (
     Loss(
@@ -92,6 +107,7 @@ ROWS = (
         hyper=(terms.BETA, HyperParameter("alpha", 1e-5, "exploration", low_open=False)),
         reward=terms.LOGRATIO,
         inputs=("from_policy",),
+        check_values=refuse_one_source,
         when="Online: one completion of a pair is the policy's, the other the reference's.",
         traps="Unbounded below in the reference's sample when α is large.",
     ),

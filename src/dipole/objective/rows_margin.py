@@ -12,11 +12,22 @@ from dipole.objective.row import HyperParameter, Loss, Settings
 def refuse_negative_gaps(completions: Completions, relations: PairIndex, settings: Settings) -> None:
     """ODPO takes the logarithm of the score gap."""
     gap = completions["scores"][relations.i] - completions["scores"][relations.j]
-    for position in (gap < 0).nonzero().flatten().tolist()[:1]:
+    for position in (~(gap >= 0)).nonzero().flatten().tolist()[:1]:
         raise DataError(
             f"the rejected completion of pair {position} has the higher score",
             where="odpo",
             remedy="Order every pair by its scores, or drop it.",
+        )
+
+
+def refuse_vague_safety(completions: Completions, relations: PairIndex, settings: Settings) -> None:
+    """SafeDPO takes a fact, not a probability."""
+    unsafe = completions["unsafe"]
+    for position in ((unsafe != 0) & (unsafe != 1)).nonzero().flatten().tolist()[:1]:
+        raise DataError(
+            f"unsafe[{position}] is {unsafe[position]:g}, but has to be 0 or 1",
+            where="safedpo",
+            remedy="Decide from where on a completion is unsafe, and write 1 or true there.",
         )
 
 
@@ -190,6 +201,7 @@ ROWS = (
         inputs=("unsafe",),
         soft="refused",
         why_not_soft="safety overrules the label, and a pair of which both are unsafe has none",
+        check_values=refuse_vague_safety,
         watch=watch.watch_safety,
         when="Every completion has a safety label and safety comes before preference.",
         traps="A pair of two unsafe completions has loss 0 but still counts in the mean: filter it from the data.",
