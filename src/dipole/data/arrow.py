@@ -14,6 +14,12 @@ from dipole.errors import DataError
 
 _BATCH = 256
 
+BOMB_SIZE = 2**28
+"""Bytes from which on a column of a row group is suspected when it grows by more than ``BOMB_RATIO``."""
+
+BOMB_RATIO = 500
+"""By how much a column may grow when it is unpacked."""
+
 
 def parquet_rows(path: Path) -> Iterator[Row | DataError]:
     """The rows of a Parquet file, a few hundred in memory at a time."""
@@ -23,7 +29,8 @@ def parquet_rows(path: Path) -> Iterator[Row | DataError]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
+            _refuse_bomb(file.metadata, path)
+            for batch in file.iter_batches(batch_size=_BATCH):
                 for values in batch.to_pylist():
                     number += 1
                     yield _arrow_row(values, f"{path}:row {number}", f"{path.name}:{number}")
@@ -33,6 +40,22 @@ def parquet_rows(path: Path) -> Iterator[Row | DataError]:
             where=f"{path}:row {number + 1}",
             remedy="Write or download the file again.",
         ) from error
+
+
+def _refuse_bomb(metadata: Any, path: Path) -> None:
+    """By what the file says of itself, before anything is unpacked."""
+    for number in range(metadata.num_row_groups):
+        row_group = metadata.row_group(number)
+        for place in range(row_group.num_columns):
+            column = row_group.column(place)
+            unpacked, packed = column.total_uncompressed_size, max(1, column.total_compressed_size)
+            if unpacked > BOMB_SIZE and unpacked > BOMB_RATIO * packed:
+                raise DataError(
+                    f"the column '{column.path_in_schema}' grows by more than {BOMB_RATIO} times when it is unpacked, "
+                    "as a decompression bomb does",
+                    where=str(path),
+                    remedy="Write the file again in smaller row groups, or leave the column out.",
+                )
 
 
 def load_hub(name: str, split: str | None) -> dict[str, Any]:
@@ -58,7 +81,7 @@ def load_hub(name: str, split: str | None) -> dict[str, Any]:
 def hub_rows(dataset: Any, name: str, split: str) -> Iterator[Row | DataError]:
     """The rows of one split."""
     number = 0
-    for batch in dataset.with_format("arrow").iter(batch_size=256):
+    for batch in dataset.with_format("arrow").iter(batch_size=_BATCH):
         for values in batch.to_pylist():
             number += 1
             yield _arrow_row(values, f"{name}:row {number}", f"{split}:{number}")

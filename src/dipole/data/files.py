@@ -29,6 +29,12 @@ LINE_LIMIT = 64 * 2**20
 JSON_FILE_LIMIT = 2**30
 """Bytes a ``.json`` file may have."""
 
+BOMB_SIZE = 2**30
+"""Bytes from which on a compressed file is suspected when it grows by more than ``BOMB_RATIO``."""
+
+BOMB_RATIO = 200
+"""Text compresses tenfold, very repetitive text fiftyfold; gzip itself ends at a thousand."""
+
 HELD_OUT = frozenset({"eval", "evaluation", "test", "validation", "valid", "val", "dev"})
 """Names of splits that are kept from training."""
 
@@ -178,7 +184,8 @@ def _check_magic(path: Path) -> None:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number, from 1, and bytes of every line, its end included."""
-    number = 0
+    number, size = 0, 0
+    packed = path.stat().st_size if path.suffix.lower() == ".gz" else None
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             while line := file.readline(LINE_LIMIT + 1):
@@ -188,6 +195,13 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                         f"the line is longer than {LINE_LIMIT // 2**20} MiB",
                         where=f"{path}:{number}",
                         remedy="Write one row a line; a whole JSON list belongs in a .json file.",
+                    )
+                size += len(line)
+                if packed is not None and size > BOMB_SIZE and size > BOMB_RATIO * packed:
+                    raise DataError(
+                        f"grows by more than {BOMB_RATIO} times when it is unpacked, as a decompression bomb does",
+                        where=f"{path}:{number}",
+                        remedy="Unpack it yourself, look at it, and give the unpacked file.",
                     )
                 yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

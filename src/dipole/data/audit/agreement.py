@@ -20,6 +20,7 @@ import numpy as np
 from dipole.data.audit.intervals import Floats, Interval, Ints
 
 RESAMPLES = 1000
+BINS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,9 @@ def agreement(pairs: VotePairs, clusters: Ints, *, seed: int = 0) -> Agreement:
     intervals: list[Interval | None] = [None] * 3
     if len(sums) > 1:
         random = np.random.default_rng(seed)
+        if len(sums) > BINS:  # bins of clusters, drawn at random, are as independent and no larger in number
+            bins = random.permutation(len(sums)) % BINS
+            sums = np.stack([np.bincount(bins, weights=column) for column in sums.T], axis=1)
         drawn = random.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
         resampled = _coefficients(drawn.astype(np.float64) @ sums)
         intervals = [_quantiles(column) for column in resampled.T]

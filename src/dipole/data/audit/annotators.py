@@ -15,10 +15,10 @@ from dipole.data.audit.intervals import Floats, Interval, Ints, cluster_means, w
 ALPHA_LIMITS = (0.2, 0.05)
 """Krippendorff's α below the first of which people hardly agree, and below the second might as well toss coins."""
 
-FAMILY = 0.001
+FAMILY = 0.005
 """Chance that any annotator is named though none differs from the rest, over all annotators of a file."""
 
-GAP_LIMITS = (0.03, 0.20)
+GAP_LIMITS = (0.0, 0.15)
 """By how much an annotator agrees less than the rest do, beyond chance."""
 
 BIAS_LIMITS = (0.10, 0.25)

@@ -48,7 +48,8 @@ class NearDuplicates:
     def __init__(self, *, shared_prompts: bool = False) -> None:
         self._shared = shared_prompts
         self._prompts, self._wholes = Signatures(), Signatures(keep=KEEP)
-        self._prompt_of: dict[int, int] = {}
+        self._seen: set[tuple[int, bool]] = set()
+        self._keys: list[int] = []
         self._owner: list[tuple[str, str, bool]] = []
         self._groups: list[str] = []
 
@@ -64,10 +65,11 @@ class NearDuplicates:
 
     def _add_prompt(self, group: Group, held_out: bool) -> None:
         """Equal prompts have one signature for each side: that they are equal is said elsewhere."""
-        key = hash((text_key(group.prompt), held_out))
-        if key not in self._prompt_of:
-            self._prompt_of[key] = len(self._owner)
+        key = text_key(group.prompt)
+        if (key, held_out) not in self._seen:
+            self._seen.add((key, held_out))
             self._owner.append((group.id, head(group.prompt), held_out))
+            self._keys.append(key)
             self._prompts.add(group.prompt)
 
     def findings(self) -> Iterator[Finding]:
@@ -79,7 +81,9 @@ class NearDuplicates:
         yield _near("prompts", within, names, len(names))
         yield _near("groups", close_pairs(self._wholes.matrix()), self._groups, len(self._groups))
         if held_out.any() and not held_out.all() and not self._shared:
-            yield self._leaks(pairs[held_out[pairs[:, 0]] != held_out[pairs[:, 1]]], held_out)
+            keys = np.array(self._keys)
+            different = keys[pairs[:, 0]] != keys[pairs[:, 1]]  # equal ones are an error, and said there
+            yield self._leaks(pairs[different & (held_out[pairs[:, 0]] != held_out[pairs[:, 1]])], held_out)
 
     def _leaks(self, across: Ints, held_out: Ints) -> Finding:
         trained = np.where(held_out[across[:, 0]], across[:, 1], across[:, 0])

@@ -96,7 +96,12 @@ def _tf_idf(texts: Sequence[str]) -> tuple[Any, list[str]] | None:
 
     try:
         vectorizer = TfidfVectorizer(
-            sublinear_tf=True, min_df=2, max_df=0.5, max_features=5_000, token_pattern=r"\b[^\W\d_]{3,}\b"
+            sublinear_tf=True,
+            min_df=2,
+            max_df=0.5,
+            max_features=5_000,
+            stop_words="english",
+            token_pattern=r"\b[^\W\d_]{3,}\b",
         )
         return vectorizer.fit_transform(texts), list(vectorizer.get_feature_names_out())
     except ValueError:  # no word is left
