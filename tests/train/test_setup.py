@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Recorder, prepared, rows, tiny_config, write_groups
+from tiny_runs import Recorder, prepared, rows, tiny_config, write_for, write_groups
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
 
 from conftest import build_model, build_tokenizer
 from dipole.config import train_config
 from dipole.errors import ConfigError, DataError
+from dipole.objective import LOSSES
 from dipole.policy import logprobs
 from dipole.train.setup import prepare
 
@@ -200,3 +201,53 @@ def test_several_processes_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes"):
         prepared(tiny_config(tiny_folder, data, tmp_path))
+
+
+# Labels and facts that a loss can't take
+
+
+def refused(folder: Path, data: Path, output: Path, loss: str) -> str:
+    with pytest.raises(DataError) as caught:
+        prepared(tiny_config(folder, data, output, loss=loss))
+    return str(caught.value)
+
+
+def change(path: Path, number: int, edit: Any) -> Path:
+    groups = rows(path)
+    edit(groups[number])
+    path.write_text("".join(json.dumps(group) + "\n" for group in groups), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("loss", ["odpo", "rpo_nvidia_sq", "infonca"])
+def test_missing_scores_are_refused_before_training(tiny_folder: Path, tmp_path: Path, loss: str) -> None:
+    def unrate(group: dict[str, Any]) -> None:
+        order = list(range(len(group["completions"])))
+        group["judgments"] = [{"kind": "ranking", "order": order}]
+
+    data = change(write_for(tmp_path / "data.jsonl", LOSSES[loss]), 2, unrate)
+    assert "group g2, completions: scores[0] is nan" in refused(tiny_folder, data, tmp_path / "run", loss)
+
+
+def test_a_pair_that_a_loss_can_t_take_is_named_by_its_group(tiny_folder: Path, tmp_path: Path) -> None:
+    def contradict(group: dict[str, Any]) -> None:
+        group["judgments"].append({"kind": "comparison", "i": 1, "j": 0, "weight": 5})
+
+    data = change(write_for(tmp_path / "data.jsonl", LOSSES["odpo"]), 3, contradict)
+    said = refused(tiny_folder, data, tmp_path / "run", "odpo")
+    assert "group g3, odpo: the rejected completion of pair 0 has the higher score" in said
+
+
+def test_rows_of_facts_of_different_lengths_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    def lengthen(group: dict[str, Any]) -> None:
+        group["completions"][1]["meta"]["margin_rewards"] = [0.1, 0.2]
+
+    data = change(write_for(tmp_path / "data.jsonl", LOSSES["modpo"]), 1, lengthen)
+    said = refused(tiny_folder, data, tmp_path / "run", "modpo")
+    assert "group g1: its 'margin_rewards' has 2 numbers, and others have 1" in said
+
+
+def test_completions_of_one_prompt_alone_have_no_mismatched_prompts(tiny_folder: Path, tmp_path: Path) -> None:
+    data = write_for(tmp_path / "data.jsonl", LOSSES["kto"], groups=1)
+    said = refused(tiny_folder, data, tmp_path / "run", "kto")
+    assert "2 of 2 completions answer the same prompt" in said

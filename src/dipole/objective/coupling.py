@@ -50,12 +50,12 @@ def mismatched_prompts(prompts: Sequence[Hashable]) -> list[int]:
     """
     if not prompts:
         return []
-    prompt, largest = Counter(prompts).most_common(1)[0]
+    largest = max(Counter(prompts).values())
     if 2 * largest > len(prompts):
         raise DataError(
-            f"{largest} of {len(prompts)} completions in a batch answer the prompt {prompt!r}",
+            f"{largest} of {len(prompts)} completions answer the same prompt",
             where="kto",
-            remedy="KTO pairs completions with prompts of other groups: use a larger global batch.",
+            remedy="KTO sets completions after other prompts, so give more groups, with different prompts.",
         )
     first_seen = {prompt: place for place, prompt in reversed(list(enumerate(prompts)))}
     ordered = sorted(range(len(prompts)), key=lambda place: first_seen[prompts[place]])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dipole.data.batch import Lists, PackedBatch, Pairs, Relations, Unaries, pack
 from dipole.data.tokenize import TokenizedGroup
-from dipole.errors import ConfigError
+from dipole.errors import ConfigError, DataError, DipoleError
 from dipole.objective import Completions, ListIndex, Loss, PairIndex, UnaryIndex
 from dipole.objective.check import check
 from dipole.objective.coupling import mismatched_prompts
@@ -104,12 +104,42 @@ def check_relations(loss: Loss, hyper: Mapping[str, Any], groups: Sequence[Token
             where="--loss.name",
             remedy="Leave --pairing.weighting at pair and the judgments without weights, or use another loss",
         )
+    _check_rows_of_facts(groups)
     for start in range(0, len(groups), CHUNK):
-        batch = pack(groups[start : start + CHUNK])
-        zeros = torch.zeros(batch.target.numel())
-        tokens = dict.fromkeys(("logps", "ref_logps", "log_sum_sq_probs", "kl"), zeros)
-        completions = completions_of(loss, batch, tokens, mismatched=torch.zeros(batch.num_completions))
-        check(loss, hyper, completions, relation_index(batch.relations))
+        chunk = groups[start : start + CHUNK]
+        try:
+            _check_batch(loss, hyper, chunk)
+        except DipoleError:
+            for group in chunk:  # to name the group, for its positions in a chunk say nothing to a person
+                try:
+                    _check_batch(loss, hyper, [group])
+                except DipoleError as fault:
+                    where = ", ".join(filter(None, (f"group {group.id}", fault.where)))
+                    raise type(fault)(fault.problem, where=where, remedy=fault.remedy) from fault
+            raise
+
+
+def _check_batch(loss: Loss, hyper: Mapping[str, Any], groups: Sequence[TokenizedGroup]) -> None:
+    batch = pack(groups)
+    zeros = torch.zeros(batch.target.numel())
+    tokens = dict.fromkeys(("logps", "ref_logps", "log_sum_sq_probs", "kl"), zeros)
+    completions = completions_of(loss, batch, tokens, mismatched=torch.zeros(batch.num_completions))
+    check(loss, hyper, completions, relation_index(batch.relations))
+
+
+def _check_rows_of_facts(groups: Sequence[TokenizedGroup]) -> None:
+    """Facts that are rows of numbers have to be of one length, or there is no tensor of them."""
+    lengths: dict[str, int] = {}
+    for group in groups:
+        for name, values in group.facts.items():
+            for value in values:
+                length = len(value) if isinstance(value, tuple) else 0
+                if length != lengths.setdefault(name, length):
+                    raise DataError(
+                        f"its '{name}' has {length or 'no list of'} numbers, and others have {lengths[name] or 'one'}",
+                        where=f"group {group.id}",
+                        remedy="Give every completion as many.",
+                    )
 
 
 def with_other_prompts(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
