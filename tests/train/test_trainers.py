@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 import dipole
 from conftest import build_exact_model, build_model, build_tokenizer
-from dipole.errors import ConfigError, DataError, DipoleError
+from dipole.errors import ConfigError, DataError, DipoleError, TrainingFault
 from dipole.objective import LOSSES
 from dipole.objective.constraints import Lagrangian, Penalty
 from dipole.train.padded import unpadded
@@ -326,3 +326,49 @@ def test_a_constraint_without_a_graph_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="no graph"):
         dipole.ConstitutionalDPOTrainer(build_model(64), constraints=[decoded]).train_step((batch_of(), YW, YL))
+
+
+@pytest.mark.parametrize(
+    ("weight", "loss", "message"),
+    [
+        (torch.ones(2), "dpo", "weight: it has shape (2,), but there are 3 pairs"),
+        (torch.tensor([1.0, -1.0, 1.0]), "dpo", "weight[1] is -1"),
+        (torch.tensor([1.0, 2.0, 1.0]), "aot", "aot compares ranks within the batch"),
+    ],
+)
+def test_weights_that_can_not_be_are_refused(weight: Tensor, loss: str, message: str) -> None:
+    trainer = dipole.DPOTrainer(build_model(64), loss=loss)
+    with pytest.raises(DipoleError) as caught:
+        trainer.compute_loss(torch.zeros(B), torch.zeros(B), YW, YL, weight=weight)
+    assert message in str(caught.value)
+
+
+def test_a_step_that_is_not_finite_leaves_the_model_as_it_was() -> None:
+    def explode(model: Any, pi_logps: Tensor, ref_logps: Tensor, yw_idxs: Tensor, yl_idxs: Tensor) -> Tensor:
+        return pi_logps.sum() * math.inf
+
+    model = build_model(64)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TrainingFault, match="left as it was"):
+        dipole.ConstitutionalDPOTrainer(model, constraints=[explode]).train_step((batch_of(), YW, YL))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_frozen_model_and_empty_epochs_are_refused() -> None:
+    with pytest.raises(ConfigError, match="none of its parameters requires a gradient"):
+        dipole.DPOTrainer(build_model(64).requires_grad_(False))
+    with pytest.raises(ConfigError, match="global_batch_size: has to be at least 1, not 0"):
+        dipole.DPOTrainer(build_model(64)).fit([], global_batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 3), "x is a Tensor, but has to be a mapping"),
+        ({"input_ids": [[1, 2], [1]]}, "input_ids is no tensor"),
+        ({name: torch.zeros(0, 3, dtype=torch.int64) for name in batch_of()}, "it has no completions"),
+    ],
+)
+def test_what_is_no_batch_says_so(x: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        unpadded(x)

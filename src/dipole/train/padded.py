@@ -25,12 +25,16 @@ def unpadded(x: Mapping[str, Any]) -> PackedBatch:
     Raises:
         ConfigError: something is missing, of another shape, or a row isn't a prompt followed by a completion.
     """
+    if not isinstance(x, Mapping):
+        raise _wrong(f"x is a {type(x).__name__}, but has to be a mapping", f"Give it {', '.join(NAMES)}")
     ids, attended, completion = (_matrix(x, name) for name in NAMES)
     for name, tensor in zip(NAMES[1:], (attended, completion), strict=True):
         if tensor.shape != ids.shape:
             raise _wrong(f"{name} has shape {tuple(tensor.shape)}, but input_ids has {tuple(ids.shape)}")
         if not ((tensor == 0) | (tensor == 1)).all():
             raise _wrong(f"{name} has entries other than 0 and 1")
+    if not len(ids):
+        raise _wrong("it has no completions")
     return pack([_group(row, *tensors) for row, tensors in enumerate(zip(ids, attended, completion, strict=True))])
 
 
@@ -57,7 +61,10 @@ def _group(row: int, ids: Tensor, attended: Tensor, completion: Tensor) -> Token
 def _matrix(x: Mapping[str, Any], name: str) -> Tensor:
     if name not in x:
         raise _wrong(f"{name} is missing", f"A batch is (x, yw_idxs, yl_idxs), where x has {', '.join(NAMES)}")
-    tensor = torch.as_tensor(x[name]).cpu()
+    try:
+        tensor = torch.as_tensor(x[name]).cpu()
+    except (TypeError, ValueError) as fault:
+        raise _wrong(f"{name} is no tensor: {fault}", "Pad its rows to one length") from fault
     if tensor.dim() != 2 or tensor.is_floating_point():
         raise _wrong(f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, but has to be (B, L) integers")
     return tensor.to(torch.int64)

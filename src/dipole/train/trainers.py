@@ -18,9 +18,10 @@ from dipole.config import PeftConfig
 from dipole.data.batch import Order, PackedBatch, Pairs, pack
 from dipole.data.reduce import reduce_groups
 from dipole.data.tokenize import TokenizedGroup, TokenizeOptions, tokenize_groups
-from dipole.errors import ConfigError
+from dipole.errors import ConfigError, DataError, TrainingFault
 from dipole.group import Group
 from dipole.objective import IndexedLosses, Loss, indexed_preference_loss, resolve
+from dipole.objective.check import first
 from dipole.objective.constraints import (
     Constrained,
     Constraint,
@@ -84,6 +85,8 @@ class DPOTrainer:
         self.max_grad_norm = max_grad_norm
         self.metrics: dict[str, float] = {}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ConfigError("none of its parameters requires a gradient", where="model", remedy="Unfreeze some")
         self.optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
 
     def compute_loss(
@@ -109,7 +112,7 @@ class DPOTrainer:
         Returns:
             The mean, a scalar with graph (of no pairs, a zero with graph), and rewards (B,), detached.
         """
-        return _mean(self.losses(pi_logps, ref_logps, yw_idxs, yl_idxs, lengths=lengths), weight)
+        return _mean(self.row, self.losses(pi_logps, ref_logps, yw_idxs, yl_idxs, lengths=lengths), weight)
 
     def losses(
         self, pi_logps: Tensor, ref_logps: Tensor | None, yw_idxs: Index, yl_idxs: Index, **known: Any
@@ -133,6 +136,7 @@ class DPOTrainer:
 
         Raises:
             ConfigError: x isn't as described; the message names the row.
+            TrainingFault: the loss or its gradient isn't finite.
         """
         x, *relations = batch
         return self._step(unpadded(x).to(self.policy.device), *relations)
@@ -159,9 +163,12 @@ class DPOTrainer:
             The loss of every step.
 
         Raises:
-            ConfigError: no tokenizer can be found.
+            ConfigError: no tokenizer can be found, or an option is out of range.
             DataError: the groups have no pairs.
         """
+        for name, number in (("num_epochs", num_epochs), ("global_batch_size", global_batch_size)):
+            if number < 1:
+                raise ConfigError(f"has to be at least 1, not {number}", where=name)
         data = self._tokenized(groups, max_length)
         order = Order(len(data), global_batch_size, seed)
         losses = []
@@ -189,6 +196,12 @@ class DPOTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise TrainingFault(
+                f"the loss is {float(loss.detach()):g} and the gradient's norm {float(norm):g};"
+                " the model was left as it was before the step",
+                remedy="Lower lr, or keep the weights in float32",
+            )
         self.optimizer.step()
         chosen, rejected = (rewards[torch.as_tensor(index, dtype=torch.int64)] for index in relations[:2])
         self.metrics = {"loss": float(loss.detach()), "grad_norm": float(norm)}
@@ -259,7 +272,7 @@ class ProbabilisticDPOTrainer(DPOTrainer):
         prob = torch.as_tensor(preference_prob, dtype=pi_logps.dtype, device=pi_logps.device)
         prob = prob.expand(len(yw_idxs)) if prob.dim() == 0 else prob
         found = self.losses(pi_logps, ref_logps, yw_idxs, yl_idxs, pair_prob=prob, lengths=lengths)
-        return _mean(found, weight)
+        return _mean(self.row, found, weight)
 
     def _relations(self, pairs: Pairs) -> tuple[Tensor, ...]:
         return pairs.chosen, pairs.rejected, pairs.prob
@@ -315,9 +328,18 @@ class ConstitutionalDPOTrainer(DPOTrainer):
         return loss
 
 
-def _mean(found: IndexedLosses, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def _mean(row: Loss, found: IndexedLosses, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     if weight is None:
         return found.mean(), found.rewards
+    if weight.shape != found.losses.shape:
+        problem = f"it has shape {tuple(weight.shape)}, but there are {found.losses.numel()} pairs"
+        raise ConfigError(problem, where="weight")
+    at = first(~(weight >= 0))
+    if at is not None:
+        raise DataError(f"weight[{at}] is {weight[at]:g}, but has to be at least 0", where="weight")
+    if row.whole_batch and (weight != weight[:1]).any():
+        problem = f"{row.name} compares ranks within the batch, where a pair can't weigh more than another"
+        raise ConfigError(problem, where="weight", remedy="Leave weights out, or use another loss")
     return (found.losses * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny), found.rewards
 
 
