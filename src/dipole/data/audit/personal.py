@@ -34,7 +34,7 @@ def _digits(text: str) -> str:
 def luhn(text: str) -> bool:
     """Whether the digits of a payment card's number pass Luhn's check (ISO/IEC 7812-1)."""
     digits = [int(digit) for digit in _digits(text)]
-    if not 13 <= len(digits) <= 19 or len(set(digits)) < 3:
+    if not 13 <= len(digits) <= 19 or len(set(digits)) < 2:
         return False
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(digits[::-2]) + sum(doubled)) % 10 == 0
@@ -85,7 +85,7 @@ KINDS = (
         lambda text: not text.lower().rpartition("@")[2].startswith("example."),
     ),
     Kind("account number (IBAN)", (), re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), iban),
-    Kind("payment card", (), re.compile(r"(?<![\d.-])\d(?:[ -]?\d){12,18}(?![\d.-])"), luhn),
+    Kind("payment card", (), re.compile(r"(?<![\d.-])\d(?:[ -]?\d){12,18}(?![\d-]|\.\d)"), luhn),
     Kind("social security number", ("-",), re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])"), _security_number),
     Kind("IP address", (".",), re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])"), _public_address),
     Kind(
