@@ -110,6 +110,8 @@ class TokenCheck:
 
     def _work_off(self) -> None:
         waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
         for labeled, whole in zip(waiting, self._tokenized(waiting), strict=True):
             if whole is None:
                 continue
