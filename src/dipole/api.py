@@ -11,7 +11,7 @@ from dipole.auditing import ModelOptions, Preferences, audit_data
 from dipole.config import LossConfig, PeftConfig, TrainConfig, train_config
 from dipole.data.audit import AuditReport, Depth
 from dipole.data.formats import save_groups
-from dipole.progress import Progress
+from dipole.progress import Progress, is_first_process
 
 if TYPE_CHECKING:
     from dipole.objective.constraints import Constraint, ConstraintFunction
@@ -60,7 +60,9 @@ def train(
         **options,
     )
     for given, file in ((data, config.data), (eval_data, config.eval_data)):
-        if not (given is None or isinstance(given, str | Path) or _holds_another_run(config)):
+        if given is None or isinstance(given, str | Path) or not is_first_process():
+            continue
+        if not _holds_another_run(config):
             save_groups(given, str(file))
     return run_training(config, progress, constraints)
 
@@ -70,14 +72,18 @@ def run_training(
     progress: Progress | None = None,
     constraints: Sequence[Constraint | ConstraintFunction] = (),
 ) -> Path:
-    """What ``dipole train`` does: a training run, its measures and its report. Returns the run folder."""
+    """What ``dipole train`` does: a training run, its measures and its report. Returns the run folder.
+
+    Of several processes the first one measures and reports.
+    """
     from dipole.evaluate.measure import measure_run
     from dipole.evaluate.report import write_report
     from dipole.train.run import train
 
     run = train(config, progress, constraints=constraints)
-    measure_run(run)
-    write_report(run)
+    if is_first_process():
+        measure_run(run)
+        write_report(run)
     return run
 
 

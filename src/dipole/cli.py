@@ -15,6 +15,7 @@ from typing import Any, Literal
 from dipole import __version__
 from dipole.config import TrainConfig
 from dipole.errors import ConfigError, DataError, DipoleError, TrainingFault, nearest
+from dipole.progress import is_first_process
 
 EXIT_STATUSES = "0 done · 1 the machine refused · 2 usage · 3 data · 4 training, or not better · 130, 143 stopped"
 
@@ -86,7 +87,8 @@ def demo(options: DemoOptions) -> int:
     from dipole import terminal
 
     with terminal.progress() as progress:
-        progress.stage("Starting")
+        if is_first_process():
+            progress.stage("Starting")
         from dipole.demo import run_demo
 
         result = run_demo(Path(options.output), model=options.model, seed=options.seed, progress=progress)
@@ -101,12 +103,15 @@ def train(config: TrainConfig) -> int:
     from dipole import terminal
 
     with terminal.progress() as progress:
-        progress.stage("Starting")
+        if is_first_process():
+            progress.stage("Starting")
         from dipole.api import run_training
         from dipole.evaluate.headline import lead
         from dipole.evaluate.run_folder import read_run_folder
 
         folder = run_training(config, progress)
+    if not is_first_process():
+        return 0
     run = read_run_folder(folder)
     what, *outcome = lead(run)
     terminal.show(what)

@@ -133,7 +133,7 @@ class TrainConfig:
     peft: PeftConfig = field(default_factory=PeftConfig)
     """The adapter."""
     reference: Literal["auto", "adapter_off", "copy", "cached", "none"] = "auto"
-    """Where the reference comes from: the policy without its adapter, a frozen copy, a cache that is filled once for all
+    """Where the reference comes from: the policy without its adapter, a frozen copy, a cache filled once for all
     epochs and runs (in ``$DIPOLE_CACHE/reference``), or nowhere."""
     sync_reference_every: int | None = None
     """TR-DPO: steps between two moves of the reference towards the policy; it stays where it is by default."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 
@@ -29,3 +30,8 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Ignored."""
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of several processes that speaks and writes, as launchers number them."""
+    return os.environ.get("RANK", "0") == "0"

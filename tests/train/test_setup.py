@@ -195,14 +195,6 @@ def test_an_adapters_options_without_an_adapter_are_refused(option: dict[str, An
     assert train_config(model="m", data="d", output="o", peft="lora", **option).peft.method == "lora"
 
 
-def test_several_processes_are_refused(
-    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="2 processes"):
-        prepared(tiny_config(tiny_folder, data, tmp_path))
-
-
 # Labels and facts that a loss can't take
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from dipole.data.reduce import ListRelation, PairRelation, UnaryRelation
 from dipole.data.tokenize import TokenizedGroup
 
-
 PromptAndCompletion = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids of a prompt and of a completion."""
 

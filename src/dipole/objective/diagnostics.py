@@ -20,7 +20,8 @@ def pair_metrics(completions: Completions, rewards: Tensor, pairs: PairIndex) ->
     """The usual curves of a pairwise loss, (R,) each.
 
     Chosen is the completion that the label makes more likely to be preferred, ``i`` when p = ½. Accuracy is strict: a
-    tie counts 0 and is counted apart, so before the first step accuracy is 0 and ``rewards/ties`` 1.
+    tie counts 0 and is counted apart, so before the first step accuracy is 0 and ``rewards/ties`` 1. Margins that are
+    within rounding of the log-probabilities are ties: a reference that was computed in other batches differs by that.
     ``logps/displacement`` is how far the chosen completion's log-probability has moved from the reference's. When it
     falls while margins grow, likelihood goes to something that is neither chosen nor rejected.
 
@@ -36,12 +37,13 @@ def pair_metrics(completions: Completions, rewards: Tensor, pairs: PairIndex) ->
         rejected_index = torch.where(swap, pairs.i, pairs.j)
     completions = completions.upcast()
     margins = rewards[chosen_index] - rewards[rejected_index]
+    noise = rounding(completions.logps[chosen_index]) + rounding(completions.logps[rejected_index])
     metrics = {
         "rewards/chosen": rewards[chosen_index],
         "rewards/rejected": rewards[rejected_index],
         "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).to(margins.dtype),
-        "rewards/ties": (margins == 0).to(margins.dtype),
+        "rewards/accuracies": (margins > noise).to(margins.dtype),
+        "rewards/ties": (margins.abs() <= noise).to(margins.dtype),
         "logps/chosen": completions.logps[chosen_index],
         "logps/rejected": completions.logps[rejected_index],
     }
@@ -51,6 +53,11 @@ def pair_metrics(completions: Completions, rewards: Tensor, pairs: PairIndex) ->
         metrics["logps/chosen_mean"] = completions.mean_logps[chosen_index]
         metrics["logps/rejected_mean"] = completions.mean_logps[rejected_index]
     return {name: values.detach() for name, values in metrics.items()}
+
+
+def rounding(logps: Tensor) -> Tensor:
+    """By how much log-probabilities may differ, in nats, when the same tokens are computed in other batches."""
+    return 8 * torch.finfo(logps.dtype).eps * logps.abs()
 
 
 @torch.no_grad()
@@ -86,12 +93,13 @@ def list_metrics(completions: Completions, rewards: Tensor, lists: ListIndex) ->
 
     best = lists.order[:, 0]
     runner_up = rewards[places[:, 1:]].masked_fill(~others, -torch.inf).amax(-1)
+    noise = 2 * rounding(completions.logps[places]).amax(-1)
     metrics = {
         "rewards/chosen": rewards[best],
         "rewards/rejected": mean_of_others(rewards),
         "rewards/margins": rewards[best] - mean_of_others(rewards),
-        "rewards/accuracies": (rewards[best] > runner_up).to(rewards.dtype),
-        "rewards/ties": (rewards[best] == runner_up).to(rewards.dtype),
+        "rewards/accuracies": (rewards[best] - runner_up > noise).to(rewards.dtype),
+        "rewards/ties": ((rewards[best] - runner_up).abs() <= noise).to(rewards.dtype),
         "logps/chosen": completions.logps[best],
         "logps/rejected": mean_of_others(completions.logps),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -65,11 +66,27 @@ def token_values(run: Run, batch: PackedBatch) -> dict[str, Tensor]:
     return tokens
 
 
-def joined_values(run: Run, batches: Sequence[PackedBatch]) -> dict[str, Tensor]:
-    """The token values of several batches, one after the other, without graph."""
-    with torch.no_grad():
-        pieces = [token_values(run, batch) for batch in batches]
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+def parts_of(run: Run, groups: Sequence[TokenizedGroup]) -> list[list[TokenizedGroup]]:
+    """Groups cut into micro-batches: within the token budget, and so that every process has work."""
+    tokens = sum(group.num_tokens for group in groups)
+    return micro_batches(groups, min(run.config.max_tokens_per_microbatch, -(-tokens // run.ranks.count)))
+
+
+@torch.no_grad()
+def joined_values(run: Run, parts: Sequence[Sequence[TokenizedGroup]]) -> dict[str, Tensor]:
+    """The token values of several micro-batches, one after the other, without graph.
+
+    Each process computes its own parts, and all of them get all.
+    """
+    lengths = [sum(len(ids) for group in part for ids in group.completion_ids) for part in parts]
+    starts = list(accumulate(lengths, initial=0))
+    joined: dict[str, Tensor] = {}
+    for number in run.ranks.own(len(parts)):
+        batch = pack(parts[number]).to(run.accelerator.device)
+        for name, values in token_values(run, batch).items():
+            whole = joined.setdefault(name, values.new_zeros(starts[-1]))
+            whole[starts[number] : starts[number + 1]] = values
+    return run.ranks.summed(joined)
 
 
 def evaluate_batch(run: Run, groups: Sequence[TokenizedGroup], batch: PackedBatch, tokens: Tokens) -> Evaluated:
@@ -121,17 +138,9 @@ def mismatched_logratios(run: Run, groups: Sequence[TokenizedGroup]) -> Tensor:
 def completion_logps(run: Run, groups: Sequence[TokenizedGroup]) -> tuple[Tensor, Tensor | None]:
     """(C,) log-probabilities of groups of one completion each, in their order, under policy and reference."""
     numbered = [replace(group, id=str(number)) for number, group in enumerate(groups)]
-    device = run.accelerator.device
-    rows: dict[str, list[Tensor]] = {"logps": [], "ref_logps": []}
-    order: list[int] = []
-    for part in micro_batches(numbered, run.config.max_tokens_per_microbatch):
-        batch = pack(part).to(device)
-        order += [int(group.id) for group in part]
-        with run.accelerator.autocast():
-            rows["logps"].append(sum_by_completion(run.policy(batch).logps, batch))
-            if run.reference is not None:
-                rows["ref_logps"].append(sum_by_completion(run.reference.token_logps(batch), batch))
-    back = torch.tensor(order, device=device).argsort()
-    logps, ref_logps = (torch.cat(parts)[back] if parts else None for parts in rows.values())
-    assert logps is not None
-    return logps, ref_logps
+    parts = parts_of(run, numbered)
+    tokens = joined_values(run, parts)
+    batch = pack([group for part in parts for group in part]).to(run.accelerator.device)
+    back = torch.tensor([int(id) for id in batch.group_ids], device=batch.owner.device).argsort()
+    logps = sum_by_completion(tokens["logps"], batch)[back]
+    return logps, sum_by_completion(tokens["ref_logps"], batch)[back] if "ref_logps" in tokens else None

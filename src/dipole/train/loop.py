@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,12 +27,14 @@ from dipole.train.forward import (
     Evaluated,
     evaluate_batch,
     joined_values,
+    parts_of,
     policy_tokens,
     reference_distributions,
     token_values,
 )
 from dipole.train.inputs import relation_index
 from dipole.train.optim import rate_at
+from dipole.train.ranks import ALONE, Ranks
 from dipole.train.setup import Run, trained_parameters
 
 
@@ -61,12 +64,19 @@ class Meter:
             self._sums[name] = self._sums.get(name, 0.0) + (value.detach() * weight).sum().double()
             self._weights[name] = self._weights.get(name, 0.0) + weight.sum().double()
 
-    def means(self) -> dict[str, float]:
-        """The weighted means; the one place that waits for the device."""
-        if not self._sums:
-            return {}
-        sums = torch.stack([torch.stack([self._sums[name], self._weights[name]]) for name in self._sums]).tolist()
-        return {name: total / weight for name, (total, weight) in zip(self._sums, sums, strict=True) if weight}
+    def means(self, ranks: Ranks = ALONE) -> dict[str, float]:
+        """The weighted means over all processes; the one place that waits for the device."""
+        own: dict[str, list[float]] = {}
+        if self._sums:
+            pairs = torch.stack([torch.stack([self._sums[name], self._weights[name]]) for name in self._sums])
+            own = dict(zip(self._sums, pairs.tolist(), strict=True))
+        everyone = ranks.gather(own)
+        names = dict.fromkeys(name for found in everyone for name in found)
+        pairs_of = {name: [found[name] for found in everyone if name in found] for name in names}
+        sums_and_weights = {
+            name: [sum(column) for column in zip(*pairs, strict=True)] for name, pairs in pairs_of.items()
+        }
+        return {name: total / weight for name, (total, weight) in sums_and_weights.items() if weight}
 
 
 def steps(run: Run) -> Iterator[StepInfo]:
@@ -82,8 +92,9 @@ def steps(run: Run) -> Iterator[StepInfo]:
         groups = [run.data.train[index] for index in run.order.step(run.step)]
         meter = Meter()
         state = backward(run, groups, meter)
+        run.ranks.sum_gradients(run.policy.parameters())
         norm = clip(run)
-        metrics = meter.means()
+        metrics = meter.means(run.ranks)
         _check_finite(run, metrics, norm)
         rate = rate_at(run.step, run.total_steps, run.config)
         for part in run.optimizer.param_groups:
@@ -115,14 +126,14 @@ def backward(run: Run, groups: list[TokenizedGroup], meter: Meter) -> Mapping[st
     Returns:
         The moving state after the step.
     """
-    parts = micro_batches(groups, run.config.max_tokens_per_microbatch)
-    if len(parts) > 1 and relations_depend_on_each_other(run):
+    parts = parts_of(run, groups)
+    if relations_depend_on_each_other(run) and (len(parts) > 1 or run.ranks.count > 1):
         return _backward_together(run, parts, meter)
     weight = total_weight(groups)
     state: Mapping[str, Tensor] = {}
-    for part in parts:
-        batch = pack(part).to(run.accelerator.device)
-        found = evaluate_batch(run, part, batch, token_values(run, batch))
+    for number in run.ranks.own(len(parts)):
+        batch = pack(parts[number]).to(run.accelerator.device)
+        found = evaluate_batch(run, parts[number], batch, token_values(run, batch))
         run.accelerator.backward(mean_loss(found, batch, weight))
         record(meter, batch, found)
         state = found.state
@@ -140,19 +151,21 @@ def _backward_together(run: Run, parts: list[list[TokenizedGroup]], meter: Meter
     Every token's value is computed first, without graph. The loss of the whole batch then gives the gradient of each
     value, and a second pass takes these through the model, one micro-batch at a time.
     """
-    batches = [pack(part).to(run.accelerator.device) for part in parts]
     groups = [group for part in parts for group in part]
     whole = pack(groups).to(run.accelerator.device)
-    tokens = joined_values(run, batches)
+    tokens = joined_values(run, parts)
     leaves = {name: tokens[name].requires_grad_() for name in ("logps", "kl") if name in tokens}
     found = evaluate_batch(run, groups, whole, tokens)
-    run.accelerator.backward(mean_loss(found, whole, total_weight(groups)))
-    record(meter, whole, found)
-    start = 0
-    for batch in batches:
-        own = slice(start, start := start + batch.target.numel())
+    # Every process computes this, and a constraint may reach the model itself: its share is one of as many.
+    run.accelerator.backward(mean_loss(found, whole, total_weight(groups)) / run.ranks.count)
+    if run.ranks.is_first:
+        record(meter, whole, found)
+    starts = list(accumulate((sum(len(ids) for g in part for ids in g.completion_ids) for part in parts), initial=0))
+    for number in run.ranks.own(len(parts)):
+        batch = pack(parts[number]).to(run.accelerator.device)
+        own = slice(starts[number], starts[number + 1])
         values = policy_tokens(run, batch, reference_distributions(run, batch))
-        slopes = {name: leaf.grad[own] for name, leaf in leaves.items() if leaf.grad is not None}
+        slopes = {name: leaf.grad[own] * run.ranks.count for name, leaf in leaves.items() if leaf.grad is not None}
         run.accelerator.backward(sum((values[name] * slope).sum() for name, slope in slopes.items()))
     return found.state
 
@@ -259,11 +272,10 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
         A row a relation (its values, weight and label), and the metrics under ``eval/``.
     """
     meter, groups = Meter(), run.data.held_out
-    parts = micro_batches(groups, run.config.max_tokens_per_microbatch)
+    parts = parts_of(run, groups)
     groups = [group for part in parts for group in part]
-    device = run.accelerator.device
-    tokens = joined_values(run, [pack(part).to(device) for part in parts])
-    batch = pack(groups).to(device)
+    tokens = joined_values(run, parts)
+    batch = pack(groups).to(run.accelerator.device)
     found = evaluate_batch(run, groups, batch, tokens)
     record(meter, batch, found)
     relations = batch.relations
@@ -277,5 +289,5 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     rows = [
         {"id": ids[number]} | {name: column[number] for name, column in columns.items()} for number in range(len(ids))
     ]
-    metrics = {f"eval/{name}": value for name, value in meter.means().items()}
+    metrics = {f"eval/{name}": value for name, value in meter.means(run.ranks).items()}
     return rows, metrics | {"eval/n": len(rows)}

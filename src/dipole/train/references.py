@@ -20,6 +20,7 @@ from dipole.policy.logprobs import Policy
 from dipole.policy.reference import AdapterOff, FrozenCopy, Reference, make_reference
 from dipole.progress import Progress
 from dipole.train.inputs import MISMATCHED, mismatched_groups
+from dipole.train.ranks import Ranks
 
 
 def reference_of_run(
@@ -29,6 +30,7 @@ def reference_of_run(
     weights: str,
     groups: Sequence[TokenizedGroup],
     accelerator: Accelerator,
+    ranks: Ranks,
     progress: Progress,
 ) -> Reference | None:
     """The reference of a policy that hasn't been trained yet.
@@ -40,6 +42,7 @@ def reference_of_run(
         weights: the fingerprint of the model that training starts from.
         groups: all that will be asked for, to train on or held out.
         accelerator: of the run.
+        ranks: its processes; each fills its share of a cache.
         progress: is told when a cache is filled.
 
     Raises:
@@ -55,7 +58,8 @@ def reference_of_run(
         wanted += [item for group in groups for item in mismatched_groups(group, config.max_length)]
     key = model_key(policy.transformer, weights, accelerator.mixed_precision)
     sequences = [(group.prompt_ids, ids) for group in wanted for ids in group.completion_ids]
-    store = LogpStore(cache_folder() / "reference" / key, sequences)
+    folder = cache_folder() / "reference" / key
+    store = LogpStore(folder, sequences)
     for path in store.damaged:
         progress.say(f"{path} is damaged and isn't used; it can be deleted.")
     if hasattr(policy.model, "disable_adapter"):
@@ -63,8 +67,12 @@ def reference_of_run(
     else:
         live = lambda: _loaded_again(config, policy, weights)  # noqa: E731
     missing = [group for group in wanted if any((group.prompt_ids, ids) not in store for ids in group.completion_ids)]
-    _fill(store, missing, config, policy, accelerator, progress)
-    return Cached(store, live)
+    if not missing:
+        progress.say("The reference's log-probabilities are in the cache.")
+        return Cached(store, live)
+    _fill(store, [missing[index] for index in ranks.own(len(missing))], config, policy, accelerator, progress)
+    ranks.wait()
+    return Cached(store if ranks.count == 1 else LogpStore(folder, sequences), live)
 
 
 def _fill(
@@ -76,9 +84,6 @@ def _fill(
     progress: Progress,
 ) -> None:
     """Computes with the policy, which hasn't moved yet: so a second model isn't needed."""
-    if not missing:
-        progress.say("The reference's log-probabilities are in the cache.")
-        return
     start = AdapterOff(policy).token_logps if hasattr(policy.model, "disable_adapter") else _untrained(policy)
     progress.stage("Computing the reference, once", total=sum(len(group.completion_ids) for group in missing))
     parts = micro_batches(missing, config.max_tokens_per_microbatch)

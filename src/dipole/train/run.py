@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +18,9 @@ from dipole.config import TrainConfig
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError, Stopped
 from dipole.objective.constraints import Constraint, ConstraintFunction
-from dipole.policy.generate import Sampling, sample
+from dipole.policy.generate import Sample, Sampling, sample
 from dipole.policy.load import count_parameters, quietly
-from dipole.progress import Progress, Silent
+from dipole.progress import Progress, Silent, is_first_process
 from dipole.train.checkpoint import resume, save_checkpoint
 from dipole.train.forward import completion_logps
 from dipole.train.loop import StepInfo, held_out_rows, steps
@@ -51,17 +51,21 @@ def train(
         ConfigError, DataError, TrainingFault: see the exit statuses in ``errors``.
         Stopped: by SIGTERM or SIGINT, after a checkpoint was saved.
     """
-    progress = progress or Silent()
+    progress = (progress or Silent()) if is_first_process() else Silent()
     output = Path(config.output)
     _refuse_used(output, config)
     began = time.time()
     run = prepare(config, progress, constraints)
-    config = run.config
-    output.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(run, kind)
     if config.resume:
         for sentence in resume(run):
             progress.say(sentence)
+    run.ranks.wait()
+    if not run.ranks.is_first:
+        _train(run, progress)
+        return output
+    config = run.config
+    output.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(run, kind)
     for name in ("metrics.jsonl", "samples.jsonl", "held_out.jsonl"):
         cut_back(output / name, run.step)
     (output / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
@@ -91,48 +95,61 @@ def _train(run: Run, progress: Progress) -> None:
     with _stop_signal() as stop:
         for info in steps(run):
             if info.step % config.log_every == 0 or info.step == run.total_steps:
-                append_lines(run.output / "metrics.jsonl", [info.metrics])
+                _append(run, "metrics.jsonl", [info.metrics])
             progress.advance(1, _note(info))
-            if stop.number:
-                save_checkpoint(run)
+            if number := max(run.ranks.gather(stop.number)):  # all processes stop after the same step
+                _save(run)
                 raise Stopped(
-                    f"stopped by {signal.Signals(stop.number).name} after step {run.step}; its state is saved",
-                    signal_number=stop.number,
+                    f"stopped by {signal.Signals(number).name} after step {run.step}; its state is saved",
+                    signal_number=number,
                     remedy="The same command with --resume goes on",
                 )
             if info.step == run.total_steps:
                 break
             if _due(info.step, config.checkpoint_every):
-                save_checkpoint(run)
+                _save(run)
             _between_steps(run, progress)
     progress.stage("Saving the model")
-    save_final(run)
+    if run.ranks.is_first:
+        save_final(run)
     evaluate(run, progress, stage="after")
+
+
+def _save(run: Run) -> None:
+    if run.ranks.is_first:
+        save_checkpoint(run)
+    run.ranks.wait()
+
+
+def _append(run: Run, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """To a file of the run folder, which one process alone writes."""
+    if run.ranks.is_first:
+        append_lines(run.output / name, rows)
 
 
 def _between_steps(run: Run, progress: Progress) -> None:
     """Held-out metrics and samples in the course of training, where they are due."""
     if _due(run.step, run.config.eval_every):
-        append_lines(run.output / "metrics.jsonl", [_held_out(run, stage=None)])
+        _append(run, "metrics.jsonl", [_held_out(run, stage=None)])
     if _due(run.step, run.config.sample_every):
-        append_lines(run.output / "samples.jsonl", draw_samples(run, "step", progress))
+        _append(run, "samples.jsonl", draw_samples(run, "step", progress))
 
 
 def evaluate(run: Run, progress: Progress, *, stage: str) -> None:
     """Held-out metrics and samples, before or after training, into the run folder."""
     if run.data.held_out:
         progress.stage(f"Scoring {len(run.data.held_out)} held-out groups")
-        append_lines(run.output / "metrics.jsonl", [_held_out(run, stage)])
+        _append(run, "metrics.jsonl", [_held_out(run, stage)])
     if run.data.prompts:
         progress.stage(f"Sampling {run.config.num_samples} completions", total=run.config.num_samples)
-        append_lines(run.output / "samples.jsonl", draw_samples(run, stage, progress))
+        _append(run, "samples.jsonl", draw_samples(run, stage, progress))
 
 
 def _held_out(run: Run, stage: str | None) -> dict[str, Any]:
     """One line of metrics; with a stage, also a line a relation in held_out.jsonl."""
     rows, metrics = held_out_rows(run)
     if stage is not None:
-        append_lines(run.output / "held_out.jsonl", ({"step": run.step, "stage": stage, **row} for row in rows))
+        _append(run, "held_out.jsonl", ({"step": run.step, "stage": stage, **row} for row in rows))
     return {"step": run.step, **metrics}
 
 
@@ -145,7 +162,10 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
     prompts = [run.data.prompts[index % len(run.data.prompts)] for index in range(run.config.num_samples)]
     sampling = Sampling(max_new_tokens=run.config.sample_tokens, seed=run.config.seed)
     ids = [prompt.ids for prompt in prompts]
-    drawn = sample(run.policy, run.tokenizer, ids, sampling, on_batch=progress.advance)
+    drawn: list[Sample] = []
+    if run.ranks.is_first:
+        drawn = sample(run.policy, run.tokenizer, ids, sampling, on_batch=progress.advance)
+    drawn = run.ranks.from_first(drawn)
     groups = [
         TokenizedGroup(id=str(index), prompt_ids=prompts[index].ids, completion_ids=(item.ids,), relations=())
         for index, item in enumerate(drawn)

@@ -43,6 +43,7 @@ from dipole.train.inputs import (
     with_other_prompts,
 )
 from dipole.train.optim import cautions, make_optimizer
+from dipole.train.ranks import Ranks
 from dipole.train.references import reference_of_run
 
 DEFAULT_LENGTH = 1024
@@ -90,6 +91,7 @@ class Run:
     config: TrainConfig
     output: Path
     accelerator: Accelerator
+    ranks: Ranks
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
     fingerprint: str
@@ -126,6 +128,8 @@ def prepare(
         DataError: data that can't be trained on.
     """
     accelerator = make_accelerator(config)
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    ranks.wait()  # until everyone has looked at the run folder, and what the first process was to write is written
     config = with_max_length(config)
     loss = resolve(config.loss.name)
     check_trainable(loss)
@@ -145,7 +149,7 @@ def prepare(
     tolerance = 1e-3 if accelerator.mixed_precision == "no" else 0.5
     check_engine(policy, _probe(data.train, policy).to(accelerator.device), tolerance=tolerance)
     groups = [*data.train, *data.held_out]
-    reference = reference_of_run(config, loss, policy, weights, groups, accelerator, progress)
+    reference = reference_of_run(config, loss, policy, weights, groups, accelerator, ranks, progress)
     if config.gradient_checkpointing:
         checkpoint_layers(policy.transformer)
     order = Order(len(data.train), config.global_batch_size, config.seed)
@@ -154,6 +158,7 @@ def prepare(
         config=config,
         output=Path(config.output),
         accelerator=accelerator,
+        ranks=ranks,
         tokenizer=tokenizer,
         policy=policy,
         fingerprint=weights,
@@ -281,13 +286,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """The engine of devices and precision. It neither splits batches nor divides losses: the loop does both.
 
     Raises:
-        ConfigError: several processes, or a precision that training doesn't do.
+        ConfigError: a precision that training doesn't do.
     """
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # before accelerate waits for the others
-        raise ConfigError(
-            f"this run was started as {processes} processes, but training takes one so far",
-            remedy="Start it without a launcher",
-        )
     if config.dtype == "float16":
         raise ConfigError(
             "gradients in float16 need loss scaling, which training doesn't do",
@@ -297,7 +297,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     mixed = config.dtype == "bfloat16" or (config.dtype == "auto" and has_bfloat16)
     AcceleratorState._reset_state()  # else a second run in one process would have the precision of the first
-    return Accelerator(mixed_precision="bf16" if mixed else "no")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # Unless told so, several processes without a GPU would each believe to be alone.
+    return Accelerator(mixed_precision="bf16" if mixed else "no", cpu=several and not torch.cuda.is_available())
 
 
 def load_policy(config: TrainConfig, accelerator: Accelerator) -> tuple[Policy, str]:

@@ -1,0 +1,107 @@
+"""The processes of a run, one a device: who does what, and what they tell each other.
+
+Every process knows the whole step, since the order of data is a pure function; each computes its own micro-batches, and
+gradients are added up once, before the optimizer moves. So a process may have more micro-batches than another, or none,
+and two processes do what one does. A wrapper that overlaps communication with the backward pass would need as many
+backward passes everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+BUCKET = 2**25
+"""Elements of gradients that travel together."""
+
+
+class Ranks:
+    """This process among ``count``; with a single one every method does the obvious.
+
+    Args:
+        number: of this process, from 0.
+        count: of all processes.
+        device: of this process's tensors.
+    """
+
+    def __init__(self, number: int, count: int, device: torch.device) -> None:
+        self.number = number
+        self.count = count
+        self.device = device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files."""
+        return self.number == 0
+
+    def own(self, items: int) -> range:
+        """Which of so many items this process deals with."""
+        return range(self.number, items, self.count)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process has, in order; for small plain values."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        distributed.all_gather_object(found, value)
+        return found
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process has."""
+        return self.gather(value if self.is_first else None)[0]
+
+    def summed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sum over processes of tensors of one shape a name; a process may lack any of them."""
+        if self.count == 1:
+            return dict(tensors)
+        known: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        for found in self.gather({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}):
+            known |= found
+        sums = {}
+        for name, (shape, dtype) in sorted(known.items()):
+            given = tensors.get(name)
+            sums[name] = torch.zeros(shape, dtype=dtype, device=self.device) if given is None else given.clone()
+            distributed.all_reduce(sums[name])
+        return sums
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Adds up the gradients of all processes, in place; one that no process has stays ``None``."""
+        if self.count == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        has = torch.tensor([parameter.grad is not None for parameter in trained], device=self.device).int()
+        distributed.all_reduce(has)
+        there = [parameter for parameter, number in zip(trained, has.tolist(), strict=True) if number]
+        for parameter in there:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([parameter.grad for parameter in there if parameter.grad is not None]):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            distributed.all_reduce(flat)
+            for gradient, piece in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(piece.view_as(gradient))
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+"""A single process."""
+
+
+def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Gradients of one dtype, up to ``BUCKET`` elements together."""
+    buckets: list[list[Tensor]] = []
+    filled = 0
+    for gradient in gradients:
+        if not buckets or filled + gradient.numel() > BUCKET or buckets[-1][0].dtype != gradient.dtype:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(gradient)
+        filled += gradient.numel()
+    return buckets
