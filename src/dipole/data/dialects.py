@@ -221,6 +221,8 @@ def _sides(fields: Fields) -> list[Text]:
 
 def _pair_parts(fields: Fields, prompt: Text, answers: list[Text]) -> Parts:
     rejected = range(1, len(answers))
+    if not fields.left():  # the commonest row has nothing else, and then there is nothing to look for
+        return Parts(prompt, [Completion(text=text) for text in answers], [Comparison(i=0, j=j) for j in rejected])
     common = _common(fields)
     names = [name for name in PROBABILITIES if fields.has(name)]
     if len(names) > 1:

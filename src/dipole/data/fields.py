@@ -136,7 +136,7 @@ class Fields:
 
     def _text(self, name: str, value: Any) -> Text:
         if isinstance(value, str):
-            if not self._verbatim and _CHAT_AS_TEXT.match(value):
+            if not self._verbatim and _may_be_chat(value) and _CHAT_AS_TEXT.match(value):
                 raise self.fault(
                     name,
                     f"is a chat written as text, {value[:20]!r}…",
@@ -159,6 +159,11 @@ class Fields:
         if isinstance(content, str) or parts or (content is None and value.get("tool_calls")):
             return value
         raise self.fault(f"{name}.content", f"is {_kind(content)}, but has to be text or a list of parts")
+
+
+def _may_be_chat(text: str) -> bool:
+    """Whether the pattern may match: looking at the first character is cheaper, and most text begins otherwise."""
+    return text[:1] in ("[", "{") or text[:1].isspace()
 
 
 def _kind(value: Any) -> str:

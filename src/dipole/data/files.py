@@ -224,12 +224,13 @@ def _decode(raw: bytes, where: str) -> str:
 
 
 def _json_lines(path: Path) -> Iterator[Row | DataError]:
+    place, name = str(path), path.name
     for number, raw in _lines(path):
-        if not raw.strip():
+        if raw.isspace():
             continue
-        where = f"{path}:{number}"
+        where = f"{place}:{number}"
         try:
-            yield as_row(parse_json(_decode(raw, where), where), where, f"{path.name}:{number}")
+            yield as_row(parse_json(_decode(raw, where), where), where, f"{name}:{number}")
         except DataError as error:
             yield error
 

@@ -20,7 +20,7 @@ _MAY_FOLLOW = {
     "tool": ("tool", "assistant"),
 }
 
-_HEAD = 64
+_HEAD = 32
 """Letters by which completions are told apart before they are compared as a whole."""
 
 
