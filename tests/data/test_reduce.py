@@ -191,6 +191,22 @@ def test_scores_are_mean_ratings_and_only_if_all_are_rated() -> None:
     assert [item.scores for item in labeled] == [(1.5, 4.0), None]
 
 
+def test_scored_lists_keep_equals_and_are_one_a_group() -> None:
+    groups = [
+        group_of(*ratings([5, 5, 1], "a"), count=3, id="tie"),
+        group_of(*ratings([1, 3], "a"), *ratings([2, 5], "b"), id="two annotators"),
+        group_of(*ratings([4, 4], "a"), id="all tied"),
+        group_of(*ratings([1, 3]), count=3, id="some"),
+    ]
+    labeled, dropped = reduce_groups(groups, "scored")
+    assert [item.relations for item in labeled] == [
+        (ListRelation((0, 1, 2)),),
+        (ListRelation((1, 0), weight=2.0),),
+        (ListRelation((0, 1)),),
+    ]
+    assert dropped == {"groups_without_relations": 1}
+
+
 def test_a_weighted_score() -> None:
     group = group_of(Rating(i=0, value=1, weight=3), Rating(i=0, value=5), Rating(i=1, value=0))
     assert reduce_groups([group], "pair")[0][0].scores == (2.0, 0.0)

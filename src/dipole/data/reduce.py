@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from dipole.errors import ConfigError, DataError, nearest
 from dipole.group import Approval, Comparison, Group, Judgment, Ranking, Rating
 
-Kind = Literal["pair", "unary", "list"]
+Kind = Literal["pair", "unary", "list", "scored"]
 Policy = Literal["all_pairs", "best_worst", "adjacent", "margin"]
 Weighting = Literal["pair", "prompt"]
 
@@ -89,6 +89,7 @@ def reduce_groups(
             are positive it has two relations.
             ``"list"``: each ranking; the ratings of each annotator who gave no ranking, in order, the first of equals
             alone; in a group with neither, the order that the comparisons agree on, if there is one.
+            ``"scored"``: one list of all completions by mean rating, equals included; none where one is unrated.
         policy: which pairs. ``"all_pairs"``; ``"best_worst"``, the one whose sides differ most in expected wins (the
             mean probability of winning, over the pairs that a completion is in); ``"adjacent"``, neighbours in the
             order of expected wins; ``"margin"``, those whose sides differ by at least ``min_margin`` in rating. A
@@ -114,6 +115,8 @@ def reduce_groups(
             relations = _pairs(group, policy, min_margin, min_agreement, soft, dropped)
         elif kind == "unary":
             relations = _unaries(group, soft, dropped)
+        elif kind == "scored":
+            relations = _scored(group)
         else:
             relations = _lists(group, dropped)
         if relations:
@@ -231,14 +234,17 @@ def _mean(ratings: Sequence[Rating]) -> float:
     return sum(rating.weight * rating.value for rating in ratings) / _weight(ratings)
 
 
-def _mean_ratings(group: Group) -> tuple[float, ...] | None:
+def _ratings_of_each(group: Group) -> dict[int, list[Rating]]:
     ratings: dict[int, list[Rating]] = defaultdict(list)
     for rated in _ratings(group).values():
         for i, given in rated.items():
             ratings[i] += given
-    if len(ratings) < len(group.completions):
-        return None
-    return tuple(_mean(ratings[i]) for i in range(len(group.completions)))
+    return ratings
+
+
+def _mean_ratings(group: Group) -> tuple[float, ...] | None:
+    ratings, count = _ratings_of_each(group), len(group.completions)
+    return tuple(_mean(ratings[i]) for i in range(count)) if len(ratings) == count else None
 
 
 def _pairs(
@@ -339,6 +345,14 @@ def _lists(group: Group, dropped: Counter[str]) -> list[ListRelation]:
     return [ListRelation(order, weight) for order, weight in weights.items() if weight > 0]
 
 
+def _scored(group: Group) -> list[ListRelation]:
+    scores, ratings = _mean_ratings(group), _ratings_of_each(group)
+    if scores is None or len(scores) < 2:
+        return []
+    order = sorted(ratings, key=lambda i: (-scores[i], i))
+    return [ListRelation(tuple(order), min(sum(rating.weight for rating in given) for given in ratings.values()))]
+
+
 def _order_of_ratings(rated: dict[int, list[Rating]], dropped: Counter[str]) -> list[ListRelation]:
     first: dict[float, int] = {}
     for i in sorted(rated):
@@ -381,5 +395,5 @@ def _check_options(
         raise ConfigError(
             "policy, min_margin and min_agreement choose pairs", where="policy", remedy=f"Leave them out for '{kind}'."
         )
-    if kind == "list" and not soft:
-        raise ConfigError("a list has no soft label to harden", where="soft", remedy="Leave it out for 'list'.")
+    if kind in ("list", "scored") and not soft:
+        raise ConfigError("a list has no soft label to harden", where="soft", remedy=f"Leave it out for '{kind}'.")

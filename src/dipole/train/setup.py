@@ -250,7 +250,7 @@ def _tokenized(
     pairing = config.pairing
     labeled, dropped = reduce_groups(
         groups,
-        loss.relation,
+        "scored" if loss.relation == "list" and "scores" in loss.inputs else loss.relation,
         policy=pairing.policy,
         min_margin=pairing.min_margin,
         weighting=pairing.weighting,
