@@ -36,11 +36,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = build_tiny_model(Path(scratch) / "tiny") if options.model == "tiny" else embedded_model()
         record = Record(options, model)
-        for name in options.cases:
-            if CASES[name].device == "cuda" and not torch.cuda.is_available():
-                print(f"{name}: left out, there is no GPU here", flush=True)
-                continue
-            measure_case(name, model, Path(scratch), options, record)
+        specs = {name: prepare_case(name, model, Path(scratch), options, record) for name in runnable(options.cases)}
+        for repeat in range(options.repeats):  # so that all cases have the same number when this is stopped
+            for name, spec in specs.items():
+                measure_both(name, spec, f"{repeat + 1}/{options.repeats}", record)
     print(f"\n{record.table()}\n{record.path}")
 
 
@@ -61,20 +60,31 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def measure_case(name: str, model: Path, scratch: Path, options: argparse.Namespace, record: Record) -> None:
+def runnable(cases: list[str]) -> list[str]:
+    """Without those that need a GPU where there is none."""
+    if torch.cuda.is_available():
+        return cases
+    left_out = [name for name in cases if CASES[name].device == "cuda"]
+    if left_out:
+        print(f"Left out, since there is no GPU here: {', '.join(left_out)}", flush=True)
+    return [name for name in cases if name not in left_out]
+
+
+def prepare_case(name: str, model: Path, scratch: Path, options: argparse.Namespace, record: Record) -> dict[str, Any]:
+    """Writes the data of a case; what its processes are told."""
     case = CASES[name]
     tokenizer = AutoTokenizer.from_pretrained(model)
     groups = text_groups(case, tokenizer, steps=options.steps, scale=options.scale)
-    write_groups(groups, scratch / "groups.jsonl")
-    write_pairs(groups, scratch / "pairs.jsonl")
-    measured = groups[case.groups :]
-    total = useful_work(measured, tokenizer, AutoConfig.from_pretrained(model), case)
+    for_dipole, for_trl = (scratch / f"{name}-{kind}.jsonl" for kind in ("groups", "pairs"))
+    write_groups(groups, for_dipole)
+    write_pairs(groups, for_trl)
+    total = useful_work(groups[case.groups :], tokenizer, AutoConfig.from_pretrained(model), case)
     record.work[name] = {key: value / options.steps for key, value in total.items()}
-    spec = {
+    return {
         "case": asdict(case),
         "model": str(model),
-        "groups": str(scratch / "groups.jsonl"),
-        "pairs": str(scratch / "pairs.jsonl"),
+        "groups": str(for_dipole),
+        "pairs": str(for_trl),
         "pairs_a_step": case.pairs,
         "steps": options.steps,
         "threads": options.threads,
@@ -83,16 +93,17 @@ def measure_case(name: str, model: Path, scratch: Path, options: argparse.Namesp
         "max_length": 8192 if case.device == "cuda" else 2048,
         "max_tokens_per_microbatch": options.budget,
     }
-    for repeat in range(options.repeats):
-        for side, python in (("dipole", Path(sys.executable)), ("trl", trl_python())):
-            found = measure(side, python, spec)
-            record.add(name, side, found)
-            peak = found["peak_bytes"] / 1e9
-            print(
-                f"{name} {repeat + 1}/{options.repeats} {side}: {seconds(found):.1f} s/step, {peak:.1f} GB", flush=True
-            )
-        if reason := disagreement(*(record.found[name][side][-1] for side in ("dipole", "trl"))):
-            sys.exit(f"{name}: the two sides don't compute the same: {reason}")
+
+
+def measure_both(name: str, spec: dict[str, Any], repeat: str, record: Record) -> None:
+    """One repeat of a case: Dipole, then TRL."""
+    for side, python in (("dipole", Path(sys.executable)), ("trl", trl_python())):
+        found = measure(side, python, spec)
+        record.add(name, side, found)
+        peak = found["peak_bytes"] / 1e9
+        print(f"{name} {repeat} {side}: {seconds(found):.1f} s/step, {peak:.1f} GB", flush=True)
+    if reason := disagreement(*(record.found[name][side][-1] for side in ("dipole", "trl"))):
+        sys.exit(f"{name}: the two sides don't compute the same: {reason}")
 
 
 def measure(side: str, python: Path, spec: dict[str, Any]) -> dict[str, Any]:
