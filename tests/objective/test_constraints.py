@@ -211,3 +211,19 @@ def test_a_sampled_cost_turns_labels_round():
     scores, costs = torch.tensor([2.0, 1.0]), torch.tensor([3.0, 0.0])
     assert penalised_scores(scores, costs, 0.1).argmax() == 0
     assert penalised_scores(scores, costs, 0.5).argmax() == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Penalty(name="p", function=len, limit=float("nan")), "limit is nan"),  # type: ignore[arg-type]
+        (lambda: Penalty(name="p", function=len, weight=float("inf")), "weight is inf"),  # type: ignore[arg-type]
+        (lambda: Lagrangian(name="p", function=len, limit=0, step=float("inf")), "step is inf"),  # type: ignore[arg-type]
+        (lambda: Lagrangian(name="p", function=len, limit=0, step=1, initial=float("inf")), "initial is inf"),  # type: ignore[arg-type]
+        (lambda: named_constraints(len), "as a list"),  # type: ignore[arg-type]
+        (lambda: named_constraints(["x"]), "'x' is neither a function"),  # type: ignore[list-item]
+    ],
+)
+def test_what_can_not_constrain_is_refused_when_it_is_made(make, says):
+    with pytest.raises(ConfigError, match=says):
+        make()

@@ -28,14 +28,29 @@ def test_a_mix_is_the_sum_of_its_parts():
 
 
 def test_a_sum_is_written_as_a_name():
-    row = resolve(" 0.8*dpo+ 2 * SFT-avg + simpo")
-    assert row.name == "0.8*dpo + 2*sft_avg + 1*simpo"
+    row = resolve(" 0.8*dpo+ 2 * SFT-avg + gdpo")
+    assert row.name == "0.8*dpo + 2*sft_avg + 1*gdpo"
     assert row.settings()["weights"] == (0.8, 2.0, 1.0)
     assert resolve(row.name).name == row.name
     pairs = PairIndex(i=PAIRS.i, j=PAIRS.j)
-    by_hand = mix("m", [(0.8, resolve("dpo")), (2.0, resolve("sft_avg")), (1.0, resolve("simpo"))], when="x")
+    by_hand = mix("m", [(0.8, resolve("dpo")), (2.0, resolve("sft_avg")), (1.0, resolve("gdpo"))], when="x")
     found, expected = (run(it, it.settings(), random_completions(), pairs).losses for it in (row, by_hand))
     assert torch.equal(found, expected)
+
+
+def test_a_shared_hyper_parameter_has_no_default_where_the_parts_differ():
+    row = resolve("dpo + 0.5*simpo")
+    with pytest.raises(ConfigError, match=r"one beta, whose default is 0\.1 in dpo, 2\.0 in simpo"):
+        row.settings()
+    assert row.settings(beta=0.3)["beta"] == 0.3
+
+
+def test_a_mix_watches_what_its_parts_watch():
+    row = resolve("ipo + cdpo")
+    assert row.watch is not None
+    assert {"ipo/target_distance", "implied_prob"} <= run(
+        row, row.settings(), random_completions(), PAIRS
+    ).logged.keys()
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,17 @@ def test_the_start_and_held_out_data_work_for_coupled_losses(folder: Path, loss:
     assert run.state == state, "measuring moves nothing"
 
 
+def test_held_out_data_do_not_move_bcos_shift(folder: Path, tmp_path: Path) -> None:
+    run = prepared(config_of(folder, "bco", tmp_path, schedule="constant", learning_rate=1e-2))
+    list(steps(run))
+    shift = float(run.state["reward_mean"])
+    assert abs(shift) > 1e-4
+    found, _ = held_out_rows(run)
+    for row in found:
+        sign = 1 if row["desirable"] else -1
+        assert row["loss"] == pytest.approx(math.log1p(math.exp(-sign * (row["reward"] - shift))), abs=1e-5)
+
+
 # TR-DPO
 
 

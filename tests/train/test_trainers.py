@@ -372,3 +372,24 @@ def test_a_frozen_model_and_empty_epochs_are_refused() -> None:
 def test_what_is_no_batch_says_so(x: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         unpadded(x)
+
+
+@pytest.mark.parametrize(
+    ("use", "says"),
+    [
+        (lambda: dipole.DPOTrainer("gpt2"), "it is a str"),  # type: ignore[arg-type]
+        (lambda: dipole.DPOTrainer(build_model(64)).fit("x.jsonl"), "it is a path"),
+        (lambda: dipole.DPOTrainer(build_model(64)).train_step((batch_of(), [0])), r"isn't \(x, yw_idxs"),
+        (lambda: dipole.DPOTrainer(build_model(32)).train_step((batch_of(), [0], [1])), "the model embeds 32"),
+        (lambda: dipole.DPOTrainer(short_model()).train_step((batch_of(), [0], [1])), "row 1 has 12 tokens, but .* 10"),
+    ],
+)
+def test_other_mistakes_are_named_too(use: Callable[[], Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        use()
+
+
+def short_model() -> Any:
+    model = build_model(64)
+    model.config.max_position_embeddings = 10
+    return model

@@ -14,6 +14,7 @@ Multipliers λ are plain tensors; they belong to the checkpoint.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,7 @@ class Penalty:
 
     def __post_init__(self) -> None:
         _positive(self.name, "weight", self.weight)
+        _finite(self.name, "limit", self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,8 @@ class Lagrangian:
 
     def __post_init__(self) -> None:
         _positive(self.name, "step", self.step)
-        if not self.initial >= 0:
+        _finite(self.name, "limit", self.limit)
+        if not 0 <= self.initial < math.inf:
             raise ConfigError(f"initial is {self.initial}, but has to be at least 0", where=f"constraint {self.name}")
 
 
@@ -107,16 +110,28 @@ class Constrained:
 
 
 def _positive(name: str, field_name: str, value: float) -> None:
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise ConfigError(f"{field_name} is {value}, but has to be positive", where=f"constraint {name}")
+
+
+def _finite(name: str, field_name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{field_name} is {value}, but has to be a finite number", where=f"constraint {name}")
 
 
 def named_constraints(constraints: Sequence[Constraint | ConstraintFunction]) -> tuple[Constraint, ...]:
     """Constraints as they are, and bare functions as terms under their own names.
 
     Raises:
-        ConfigError: two have the same name.
+        ConfigError: something that can't be called, or two that have the same name.
     """
+    given: Any = constraints
+    if callable(given) or isinstance(given, str):
+        raise ConfigError("constraints are given as a list", where="constraints", remedy="Write [f] for a single one.")
+    for item in constraints:
+        if not callable(getattr(item, "function", item)):
+            problem = f"{item!r} is neither a function nor a Term, Penalty or Lagrangian around one"
+            raise ConfigError(problem, where="constraints")
     named = tuple(
         item
         if isinstance(item, (Term, Penalty, Lagrangian))

@@ -108,6 +108,7 @@ BCO = Coupling(
     settle=bco_settle,
     constants={"shift": "running mean of rewards, δ"},
     initial={"reward_mean": 0.0, "reward_count": 0.0},
+    learns_from_batch=True,
 )
 BETA_DPO = Coupling(
     sums=beta_dpo_sums,

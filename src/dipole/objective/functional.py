@@ -214,6 +214,9 @@ def _evaluate(
     names = tuple(row.coupling.constants) if row.coupling else ()
     constants = {name: _constant(name, others.pop(name), given["logps"]) for name in names if name in others}
     for name in others:
+        if constants and row.coupling and name in {parameter.name for parameter in row.coupling.hyper}:
+            problem = f"{name} says how {', '.join(constants)} comes from the batch, and that is given"
+            raise ConfigError(problem, where="loss", remedy="Leave one of them out.")
         if name not in row.all_hyper:
             known = [*row.all_hyper, *inputs, *names]
             takers = [other.name for other in LOSSES.values() if name in other.all_hyper]

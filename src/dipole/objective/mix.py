@@ -66,6 +66,12 @@ def mix(name: str, parts: Sequence[tuple[float, Loss]], *, when: str, source: st
             if row.check_values is not None:
                 row.check_values(completions, relations, settings)
 
+    def watch_parts(chosen: Completions, rejected: Completions, **given: Any) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        for row in rows:
+            seen |= row.watch(chosen, rejected, **row.keywords(given)) if row.watch else {}
+        return seen
+
     refusals = [f"{row.name}: {row.why_not_soft}" for row in rows if row.soft == "refused"]
     formula.__doc__ = f"{' + '.join(f'{weight:g} · {row.name}' for weight, row in parts)}.\n\n{source}"
     weights = HyperParameter(WEIGHTS, tuple(weight for weight, _ in parts), "of the parts", low_open=False)
@@ -83,6 +89,7 @@ def mix(name: str, parts: Sequence[tuple[float, Loss]], *, when: str, source: st
         why_not_soft="; ".join(refusals),
         coupling=coupled[0].coupling if coupled else None,
         check_values=check_parts,
+        watch=watch_parts if any(row.watch for row in rows) else None,
         when=when,
         traps=traps,
     )

@@ -67,6 +67,7 @@ class HyperParameter:
         low_open: ``low`` itself is not allowed.
         high_open: ``high`` itself is not allowed.
         simplex: the weights sum to 1 and may be as many as there are objectives.
+        undecided: why there is no default after all, so that the value has to be given; empty when there is one.
     """
 
     name: str
@@ -77,6 +78,7 @@ class HyperParameter:
     low_open: bool = True
     high_open: bool = True
     simplex: bool = False
+    undecided: str = ""
 
     @property
     def range(self) -> str:
@@ -147,6 +149,8 @@ class Coupling:
         constants: names and meanings of what ``settle`` gives the formula.
         initial: the moving state at step 0; empty when nothing moves. It belongs to the checkpoint.
         hyper: hyper-parameters that ``settle`` reads and the formula doesn't.
+        learns_from_batch: whether held-out relations, which train nothing, leave the constants at what training has
+            made of the moving state: then ``settle`` is called with sums of zero.
     """
 
     sums: Callable[[Completions, Any, Settings], Scalars]
@@ -154,6 +158,7 @@ class Coupling:
     constants: Mapping[str, str]
     initial: Mapping[str, float]
     hyper: tuple[HyperParameter, ...] = ()
+    learns_from_batch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +232,9 @@ class Loss:
             if name not in known:
                 remedy = nearest(name, known) if known else "It has none."
                 raise ConfigError(f"'{name}' is no hyper-parameter of {self.name}", where="loss", remedy=remedy)
+        for name, parameter in known.items():
+            if parameter.undecided and name not in given:
+                raise ConfigError(parameter.undecided, where=f"loss {self.name}", remedy=f"Say which {name} to use.")
         return {name: known[name].check(given.get(name, known[name].default), self.name) for name in known}
 
     def keywords(self, given: Settings) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from dipole.errors import ConfigError, nearest
 from dipole.objective.mix import mix
-from dipole.objective.row import Loss
+from dipole.objective.row import HyperParameter, Loss
 from dipole.objective.rows_anchored import ROWS as ANCHORED
 from dipole.objective.rows_free import ROWS as FREE
 from dipole.objective.rows_margin import ROWS as MARGIN
@@ -51,7 +54,17 @@ def _weighted_sum(text: str) -> Loss:
         weight, star, name = term.rpartition("*")
         parts.append((_number(weight, term) if star else 1.0, resolve(name)))
     name = " + ".join(f"{repr(weight).removesuffix('.0')}*{row.name}" for weight, row in parts)
-    return mix(name, parts, when="Your own mixture.")
+    row = mix(name, parts, when="Your own mixture.")
+    return replace(row, hyper=tuple(_undecided(parameter, [part for _, part in parts]) for parameter in row.hyper))
+
+
+def _undecided(parameter: HyperParameter, parts: Sequence[Loss]) -> HyperParameter:
+    """A hyper-parameter that parts share by name has no default where theirs differ."""
+    defaults = {part.name: part.all_hyper[parameter.name].default for part in parts if parameter.name in part.all_hyper}
+    if len(set(defaults.values())) < 2:
+        return parameter
+    told = ", ".join(f"{value} in {name}" for name, value in defaults.items())
+    return replace(parameter, undecided=f"the sum has one {parameter.name}, whose default is {told}")
 
 
 def _number(weight: str, term: str) -> float:

@@ -89,7 +89,9 @@ def joined_values(run: Run, parts: Sequence[Sequence[TokenizedGroup]]) -> dict[s
     return run.ranks.summed(joined)
 
 
-def evaluate_batch(run: Run, groups: Sequence[TokenizedGroup], batch: PackedBatch, tokens: Tokens) -> Evaluated:
+def evaluate_batch(
+    run: Run, groups: Sequence[TokenizedGroup], batch: PackedBatch, tokens: Tokens, *, held_out: bool = False
+) -> Evaluated:
     """The objective of a batch. Where relations depend on each other, it has to be all of an optimizer step.
 
     Args:
@@ -97,11 +99,14 @@ def evaluate_batch(run: Run, groups: Sequence[TokenizedGroup], batch: PackedBatc
         groups: that the batch was packed from.
         batch: with its relations.
         tokens: of its completion tokens.
+        held_out: nothing is learnt from it, a running mean neither.
     """
     mismatched = mismatched_logratios(run, groups) if MISMATCHED in run.loss.inputs else None
     completions = completions_of(run.loss, batch, tokens, mismatched)
     relations = relation_index(batch.relations)
     sums = batch_sums(run.loss, run.hyper, completions, relations)
+    if held_out and run.loss.coupling is not None and run.loss.coupling.learns_from_batch:
+        sums = {name: torch.zeros_like(value) for name, value in sums.items()}
     constants, state = settle(run.loss, run.hyper, sums, run.state)
     outcome = evaluate(run.loss, run.hyper, completions, relations, constants)
     penalty, logged = outcome.losses.new_zeros(()), {}

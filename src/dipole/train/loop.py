@@ -276,7 +276,7 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     groups = [group for part in parts for group in part]
     tokens = joined_values(run, parts)
     batch = pack(groups).to(run.accelerator.device)
-    found = evaluate_batch(run, groups, batch, tokens)
+    found = evaluate_batch(run, groups, batch, tokens, held_out=True)
     record(meter, batch, found)
     relations = batch.relations
     values = relation_metrics(found, relations)
@@ -284,6 +284,8 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
         del values["loss"]  # it belongs to a rank, not to this pair
     prob = relations.prob if isinstance(relations, Pairs) else torch.ones_like(relations.weight)
     values |= {"prob": prob, "weight": relations.weight}
+    if isinstance(relations, Unaries):
+        values |= {"desirable": relations.desirable, "reward": found.outcome.rewards[relations.completion]}
     columns = {name: value.tolist() for name, value in values.items()}
     ids = [group.id for group in groups for _ in group.relations]
     rows = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from dipole.data.batch import PackedBatch, pack
 from dipole.data.tokenize import TokenizedGroup
@@ -36,6 +38,19 @@ def unpadded(x: Mapping[str, Any]) -> PackedBatch:
     if not len(ids):
         raise _wrong("it has no completions")
     return pack([_group(row, *tensors) for row, tensors in enumerate(zip(ids, attended, completion, strict=True))])
+
+
+def check_fits(batch: PackedBatch, model: PreTrainedModel) -> None:
+    """Raises a ``ConfigError`` for token ids that the model doesn't embed, and sequences beyond its positions."""
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    for row, (prompt, completion) in enumerate(batch.sequences):
+        ids = (*prompt, *completion)
+        if not all(0 <= token < vocabulary for token in ids):
+            raise _wrong(f"row {row} has the token {max(ids)}, but the model embeds {vocabulary}")
+        if len(ids) > positions:
+            raise _wrong(f"row {row} has {len(ids)} tokens, but the model takes {positions}")
 
 
 def _group(row: int, ids: Tensor, attended: Tensor, completion: Tensor) -> TokenizedGroup:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -35,7 +36,7 @@ from dipole.policy.adapters import add_adapter
 from dipole.policy.load import disable_dropout, load_tokenizer
 from dipole.policy.logprobs import Policy, sum_by_completion
 from dipole.policy.reference import FrozenCopy, Reference, make_reference
-from dipole.train.padded import unpadded
+from dipole.train.padded import check_fits, unpadded
 
 Index = Tensor | Sequence[int]
 Batch = tuple[Any, ...]
@@ -74,6 +75,11 @@ class DPOTrainer:
         max_grad_norm: float = 1.0,
         **hyperparameters: Any,
     ) -> None:
+        models: dict[str, Any] = {"model": model, "ref_model": ref_model}
+        for name, given in models.items():
+            if given is not None and not isinstance(given, torch.nn.Module):
+                problem = f"it is a {type(given).__name__}, but a trainer takes a model in memory"
+                raise ConfigError(problem, where=name, remedy="Load it first; dipole.train takes a name")
         self.row = _simple_pairwise(loss)
         self.hyperparameters = hyperparameters if beta is None else {"beta": beta, **hyperparameters}
         self.row.settings(**self.hyperparameters)
@@ -138,8 +144,12 @@ class DPOTrainer:
             ConfigError: x isn't as described; the message names the row.
             TrainingFault: the loss or its gradient isn't finite.
         """
+        if not isinstance(batch, tuple | list) or len(batch) < 3:
+            raise ConfigError("it isn't (x, yw_idxs, yl_idxs)", where="batch")
         x, *relations = batch
-        return self._step(unpadded(x).to(self.policy.device), *relations)
+        packed = unpadded(x)
+        check_fits(packed, self.policy.transformer)
+        return self._step(packed.to(self.policy.device), *relations)
 
     def fit(
         self,
@@ -166,6 +176,8 @@ class DPOTrainer:
             ConfigError: no tokenizer can be found, or an option is out of range.
             DataError: the groups have no pairs.
         """
+        if isinstance(groups, str | Path):
+            raise ConfigError(f"it is a path, {groups}", where="groups", remedy="Give dipole.load_groups(path)")
         for name, number in (("num_epochs", num_epochs), ("global_batch_size", global_batch_size)):
             if number < 1:
                 raise ConfigError(f"has to be at least 1, not {number}", where=name)
