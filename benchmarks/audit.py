@@ -23,6 +23,7 @@ from pathlib import Path
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"  # before numpy is imported: one core
 
+sys.path[0] = str(Path(__file__).parent.parent / "tests" / "data")  # for planted
 RESULTS = Path(__file__).parent / "results" / "audit.json"
 REPEATS = 3
 
@@ -39,18 +40,18 @@ print(json.dumps({"groups": report.findings[0].value if report.findings else Non
 
 def write_pairs(file: Path, *, count: int = 0, size: int = 0) -> int:
     """Writes ``count`` rows, or as many as make ``size`` bytes; returns how many."""
-    from dipole.demo import load_sentences
+    from planted import sentences
 
-    words = [word for sentence in load_sentences() for word in sentence.text.split()]
+    words = [word for text, _ in sentences() for word in text.split()]
     draw = random.Random(0)
 
-    def text(low: int, high: int) -> str:
+    def sample(low: int, high: int) -> str:
         return " ".join(draw.choices(words, k=draw.randint(low, high)))
 
     rows = written = 0
     with open(file, "w", encoding="utf-8") as out:
         while rows < count or written < size:
-            row = {"prompt": text(20, 60), "chosen": text(40, 120), "rejected": text(40, 120)}
+            row = {"prompt": sample(20, 60), "chosen": sample(40, 120), "rejected": sample(40, 120)}
             written += out.write(json.dumps(row) + "\n")
             rows += 1
     return rows

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests" / "data"))
+sys.path[0] = str(HERE.parent / "tests" / "data")  # and not this folder, whose names are those of libraries
 
 from planted import clean_groups, with_flipped_labels, with_leak, with_length_shortcut  # noqa: E402
 

@@ -134,7 +134,7 @@ class _Full:
         yield from check_languages(columns)
         yield from check_topics(columns, self._space)
         yield from check_reach(columns, self._held_out.columns(), self._space)
-        yield from self._near.findings()
+        yield from self._near.findings(columns)
         yield from check_cycles(columns)
         yield from check_annotators(columns)
         yield from check_balance(columns)
