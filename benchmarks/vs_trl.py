@@ -18,11 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+# Not this folder: transformers looks for a package called kernels, and would find kernels.py.
+if str(Path(__file__).parent) in sys.path:
+    sys.path.remove(str(Path(__file__).parent))
+    sys.path.insert(0, str(Path(__file__).parent / "versus"))
+
 import torch
+from cases import CASES, MAIN, text_groups, useful_work, write_groups, write_pairs
+from environment import build_tiny_model, trl_python
+from summary import compare, disagreement, seconds, table
 from transformers import AutoConfig, AutoTokenizer
-from versus.cases import CASES, MAIN, text_groups, useful_work, write_groups, write_pairs
-from versus.environment import build_tiny_model, trl_python
-from versus.summary import compare, disagreement, seconds, table
 
 from dipole.policy.embedded import embedded_model
 
