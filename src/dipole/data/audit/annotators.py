@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from dipole.data.audit.agreement import VotePairs, agreement, vote_pairs
 from dipole.data.audit.columns import Columns
 from dipole.data.audit.consistency import pair_of_vote
-from dipole.data.audit.finding import Bar, BarChart, Finding, Result, first
+from dipole.data.audit.finding import Bar, BarChart, Finding, Result, first, severity
 from dipole.data.audit.intervals import Floats, Interval, Ints, cluster_means, wilson_interval
 
 ALPHA_LIMITS = (0.2, 0.05)
@@ -85,44 +86,46 @@ def _within(interval: Interval | None) -> str:
     return f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
 
 
+class _Gap(NamedTuple):
+    """How much less an annotator agrees with the rest than those agree among themselves.
+
+    Args:
+        low: the least that the gap is, beyond the chance of ``FAMILY``.
+        gap: the estimate.
+        high: the most that it is.
+        text: the annotator in words.
+    """
+
+    low: float
+    gap: float
+    high: float
+    text: str
+
+
 def _apart(columns: Columns, pairs: VotePairs, clusters: Ints) -> Iterator[Result]:
     """Annotators who agree with the rest less than the rest agree among themselves.
 
     The reach of each comparison is that of ``FAMILY`` split over all annotators (Bonferroni), its variance that of the
-    mean over prompts. If an annotator flips labels at a rate r, agreement falls from a to a(1 − r) + (1 − a)r, so the
-    gap says what r is.
+    mean over prompts.
     """
     from scipy.special import ndtri
 
     everyone, counts = np.unique(np.concatenate([pairs.first, pairs.second]), return_counts=True)
-    people = everyone[np.argsort(-counts, kind="stable")][:MOST_ANNOTATORS]
-    people = people[np.sort(-counts, kind="stable")[: len(people)] <= -MIN_JUDGMENTS]
-    if not len(people):
+    busiest = np.argsort(-counts, kind="stable")[:MOST_ANNOTATORS]
+    people = everyone[busiest[counts[busiest] >= MIN_JUDGMENTS]].tolist()
+    if not people:
         return
     reach = -float(ndtri(FAMILY / len(people)))
-    bars, apart = [], []
-    for person in people.tolist():
+    gaps, bars = [], []
+    for person in people:
         own = (pairs.first == person) | (pairs.second == person)
         value, error = _mean(pairs.agree[own], clusters[own])
-        name = columns.annotators[person]
-        bars.append(
-            Bar(label=name, value=value, low=max(0.0, value - 1.96 * error), high=min(1.0, value + 1.96 * error))
-        )
-        if own.all():
-            continue
-        rest, rest_error = _mean(pairs.agree[~own], clusters[~own])
-        gap = rest - value - reach * float(np.hypot(error, rest_error))
-        if gap > GAP_LIMITS[0]:
-            flipped = (rest - value) / (2 * rest - 1) if rest > 0.5 else 1.0
-            apart.append(
-                (
-                    gap,
-                    rest - value,
-                    f"{name}: agrees in {value:.0%}, the others in {rest:.0%} (as if "
-                    f"{min(1.0, flipped):.0%} of the labels were flipped)",
-                )
-            )
-    apart.sort(reverse=True)
+        name, around = columns.annotators[person], 1.96 * error
+        bars.append(Bar(label=name, value=value, low=max(0.0, value - around), high=min(1.0, value + around)))
+        if not own.all():
+            rest, rest_error = _mean(pairs.agree[~own], clusters[~own])
+            gap, margin = rest - value, reach * float(np.hypot(error, rest_error))
+            gaps.append(_Gap(gap - margin, gap, gap + margin, f"{name}: {_compared(value, rest)}"))
     yield BarChart(
         name="annotators",
         title="Agreement of each annotator with the others",
@@ -130,18 +133,30 @@ def _apart(columns: Columns, pairs: VotePairs, clusters: Ints) -> Iterator[Resul
         bars=tuple(sorted(bars, key=lambda bar: bar.value)[:20]),
         level=float(pairs.agree.mean()),
     )
-    widest = apart[0][1] if apart else 0.0
-    yield Finding(
+    if gaps:
+        yield _farthest(sorted(gaps, reverse=True))
+
+
+def _farthest(gaps: list[_Gap]) -> Finding:
+    """The annotators who stand apart; gaps come with the widest first."""
+    apart = [gap for gap in gaps if gap.low > GAP_LIMITS[0]]
+    widest = gaps[0]
+    return Finding(
         name="annotator_apart",
-        severity="info" if not apart else "severe" if apart[0][0] > GAP_LIMITS[1] else "warning",
-        message=(
-            f"{len(apart) or 'none'} of {len(people)} annotators agree with the others clearly less than those do"
-            " among themselves"
-        ),
-        value={"annotators": float(len(apart)), "widest_gap": widest},
-        examples=first(text for _, _, text in apart),
+        severity="info" if not apart else severity(widest.low, GAP_LIMITS),
+        message=f"{len(apart) or 'none'} of {len(gaps)} annotators agree with the others clearly less than those do"
+        f" among themselves; the widest gap is {100 * widest.gap:.0f} points",
+        value=widest.gap,
+        interval=(widest.low, widest.high),
+        examples=first(gap.text for gap in apart),
         remedy="Look at what they judged otherwise, talk to them, and weigh or leave out their judgments.",
     )
+
+
+def _compared(value: float, rest: float) -> str:
+    """If labels are flipped at a rate r, agreement falls from a to a(1 − r) + (1 − a)r; so the gap says what r is."""
+    flipped = min(1.0, (rest - value) / (2 * rest - 1)) if rest > 0.5 else 1.0
+    return f"agrees in {value:.0%}, the others in {rest:.0%} (as if {flipped:.0%} of the labels were flipped)"
 
 
 def _mean(values: Floats, clusters: Ints) -> tuple[float, float]:
