@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from markupsafe import Markup
 from dipole.data.audit import AuditReport, Finding
 from dipole.evaluate import plots
 from dipole.evaluate.headline import number
+from dipole.evaluate.page import environment, write_page
 
 SECTIONS = (
     ("Coverage", ("length", "turns", "language", "topics", "eval_reach", "num_tokens")),
@@ -47,10 +47,7 @@ def write_audit_report(report: AuditReport, page: Path, *, name: str) -> Path:
         page: the file.
         name: of the data, for the heading.
     """
-    draft = page.with_name(f"{page.name}.part")
-    draft.write_text(render(report, name), encoding="utf-8", errors="replace")
-    os.replace(draft, page)
-    return page
+    return write_page(render(report, name), page)
 
 
 def render(report: AuditReport, name: str) -> str:
@@ -94,12 +91,6 @@ def _sections(findings: list[Finding]) -> list[tuple[str, list[Finding]]]:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dipole.evaluate", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    return environment.get_template("audit.html.jinja")
+    templates = environment()
+    templates.filters["number"] = number
+    return templates.get_template("audit.html.jinja")

@@ -8,7 +8,6 @@ are the pictures, which are made from numbers.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from dipole.evaluate import headline, plots
+from dipole.evaluate.page import environment, write_page
 from dipole.evaluate.run_folder import OPTIONAL, Measure, RunFolder, read_run_folder
 from dipole.evaluate.stats import Estimate
 
@@ -36,11 +36,7 @@ def write_report(run: Path) -> Path:
     Raises:
         DataError: ``run`` is not a run folder, or a file of it can't be read.
     """
-    page = run / "report.html"
-    draft = run / "report.html.part"
-    draft.write_text(render(read_run_folder(run)), encoding="utf-8")
-    os.replace(draft, page)
-    return page
+    return write_page(render(read_run_folder(run)), run / "report.html")
 
 
 def render(run: RunFolder) -> str:
@@ -66,14 +62,8 @@ def render(run: RunFolder) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dipole.evaluate", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    templates = environment()
+    templates.filters |= {
         "number": headline.number,
         "places": headline.places,
         "by_prompt": _by_prompt,
@@ -81,7 +71,7 @@ def _template() -> jinja2.Template:
         "as_text": _as_text,
         "counted": _counted,
     }
-    return environment.get_template("report.html.jinja")
+    return templates.get_template("report.html.jinja")
 
 
 @dataclass(frozen=True, slots=True)
