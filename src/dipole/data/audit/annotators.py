@@ -176,14 +176,13 @@ def _positions(columns: Columns, known: Ints) -> Iterator[Finding]:
     if not len(decided) or takes_first.mean() > 0.98:
         return
     biased = []
-    for person, name in enumerate(columns.annotators):
-        own = columns.annotator[decided] == person
-        if own.sum() >= MIN_JUDGMENTS:
-            means = cluster_means(takes_first[own], columns.cluster[columns.group[columns.left[decided[own]]]])
-            low, high = wilson_interval(float(means.sum()), len(means), z=3.9)
-            away = max(low - 0.5, 0.5 - high)
-            if away > BIAS_LIMITS[0]:
-                biased.append((away, f"{name}: takes the first answer in {means.mean():.0%} of {own.sum()} judgments"))
+    for person, own in _by_annotator(columns, decided):
+        means = cluster_means(takes_first[own], columns.cluster[columns.group[columns.left[decided[own]]]])
+        low, high = wilson_interval(float(means.sum()), len(means), z=3.9)
+        away = max(low - 0.5, 0.5 - high)
+        if away > BIAS_LIMITS[0]:
+            name = columns.annotators[person]
+            biased.append((away, f"{name}: takes the first answer in {means.mean():.0%} of {len(own)} judgments"))
     biased.sort(reverse=True)
     yield Finding(
         name="position_bias",
@@ -202,12 +201,8 @@ def _speed(columns: Columns, known: Ints) -> Iterator[Finding]:
     timed = known[np.isfinite(columns.seconds[known])]
     if len(timed) < MIN_JUDGMENTS:
         return
-    seconds, people = columns.seconds[timed], columns.annotator[timed]
-    medians = {
-        person: float(np.median(seconds[people == person]))
-        for person in np.unique(people).tolist()
-        if (people == person).sum() >= MIN_JUDGMENTS
-    }
+    seconds = columns.seconds[timed]
+    medians = {person: float(np.median(seconds[own])) for person, own in _by_annotator(columns, timed)}
     usual = float(np.median(list(medians.values()))) if medians else float(np.median(seconds))
     hasty = sorted((median, person) for person, median in medians.items() if median < HASTE * usual)
     yield Finding(
@@ -219,3 +214,12 @@ def _speed(columns: Columns, known: Ints) -> Iterator[Finding]:
         examples=first(f"{columns.annotators[person]}: {median:.1f} seconds" for median, person in hasty),
         remedy="Compare their judgments with those of others before using them.",
     )
+
+
+def _by_annotator(columns: Columns, votes: Ints) -> Iterator[tuple[int, Ints]]:
+    """Each annotator of at least ``MIN_JUDGMENTS`` of the votes, with the places of theirs among them."""
+    people = columns.annotator[votes]
+    order = np.argsort(people, kind="stable")
+    for own in np.split(order, np.flatnonzero(np.diff(people[order])) + 1):
+        if len(own) >= MIN_JUDGMENTS:
+            yield int(people[own[0]]), own
