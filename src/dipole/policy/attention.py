@@ -323,7 +323,8 @@ def use_shared_prompt_attention(model: PreTrainedModel) -> None:
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """Ordinary attention for a while: for generation, which goes token by token with a cache."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)  # sdpa would leave it out
+    model.set_attn_implementation("sdpa" if model._supports_sdpa and not capped else "eager")
     try:
         yield
     finally:
