@@ -139,6 +139,7 @@ class Record:
             "scale": options.scale,
             "threads": options.threads,
             "machine": machine(),
+            "load before": round(os.getloadavg()[0], 1),  # of other work; 0 is what a measurement wants
         }
 
     def add(self, case: str, side: str, measurement: dict[str, Any]) -> None:
