@@ -74,7 +74,6 @@ def test_a_models_tokenizer_is_tried(command: Say, pairs: Path, tiny_folder: Pat
         (("--prompt_format", "chat"), "with a model alone"),
         (("--embeddings", "nowhere"), "there is no model"),
         (("--embeddings", "nowhere", "--depth", "cheap"), "part of the full audit"),
-        (("--model", "nowhere/at_all"), "nowhere/at_all"),
     ],
 )
 def test_refused(argv: tuple[str, ...], problem: str, command: Say, pairs: Path) -> None:
