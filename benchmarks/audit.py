@@ -105,6 +105,7 @@ def main() -> None:
         found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         found["machine"] = f"{platform.machine()}, Python {platform.python_version()}, one core"
         if options.groups:
+            found["groups"] = options.groups
             found["groups_per_second"] = rates(options.groups, Path(folder))
         if options.gigabytes:
             found.setdefault("memory", {})[f"{options.gigabytes:g} GB, {options.depth}"] = memory(
