@@ -173,6 +173,9 @@ class TrainConfig:
     """Steps between evaluations on the held-out data; there is always one before and one after training."""
     checkpoint_every: int | None = None
     """Steps between checkpoints."""
+    max_skipped_steps: int = 3
+    """Most steps in a row that may be skipped since a loss or gradient isn't finite; one more stops the run. 0 stops
+    it at the first."""
     resume: bool = False
     """Go on from the newest valid checkpoint of the run folder, or start when there is none."""
     num_samples: int = 8
@@ -198,6 +201,7 @@ class TrainConfig:
             sample_tokens=self.sample_tokens,
         )
         _at_least(0, seed=self.seed, num_samples=self.num_samples, max_grad_norm=self.max_grad_norm)
+        _at_least(0, max_skipped_steps=self.max_skipped_steps)
         _at_least(0, weight_decay=self.weight_decay, learning_rate=self.learning_rate)
         if not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(f"a share lies between 0 and 1, not {self.warmup_ratio}", where="--warmup_ratio")

@@ -16,7 +16,7 @@ from dipole.config import TrainConfig
 from dipole.errors import ConfigError
 from dipole.progress import Silent
 from dipole.train import checkpoint, run
-from dipole.train.checkpoint import resume, save_checkpoint
+from dipole.train.checkpoint import NotSaved, OtherSettings, resume, save_checkpoint
 from dipole.train.loop import steps
 from dipole.train.run import train
 from dipole.train.track import append_lines, cut_back
@@ -136,8 +136,6 @@ def test_two_checkpoints_are_kept_and_a_save_leaves_nothing_half_done(
     tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "out" / "checkpoints"
-    killed = folder / ".step-000001.0a1b2c3d.tmp"  # left by a process that was killed
-    killed.mkdir(parents=True)
     unfinished = prepared(tiny_config(tiny_folder, data, tmp_path / "out", num_epochs=2))
     for _ in steps(unfinished):
         save_checkpoint(unfinished)
@@ -148,8 +146,10 @@ def test_two_checkpoints_are_kept_and_a_save_leaves_nothing_half_done(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(NotSaved, match=r"No space left.*bytes are needed, .* are free") as caught:
         save_checkpoint(unfinished)
+    assert caught.value.exit_status == 4
+    assert "Make room" in (caught.value.remedy or "")
     assert sorted(path.name for path in folder.iterdir()) == ["step-000007", "step-000008"]
 
 
@@ -210,9 +210,15 @@ def test_other_settings_are_refused_and_named(
     interrupted: Path, tiny_folder: Path, data: Path, changed: dict[str, Any], word: str
 ) -> None:
     options = {"num_samples": 0, "peft": "lora", "rank": 4, "resume": True} | changed
-    with pytest.raises(ConfigError, match=f"other settings.*{word}.* then, ") as caught:
+    with pytest.raises(OtherSettings, match="other settings") as caught:
         train(tiny_config(tiny_folder, data, interrupted, **options))
     assert caught.value.exit_status == 2
+    message, *table = str(caught.value).splitlines()
+    assert "another --output" in message
+    assert table[0].split() == ["then", "now"]
+    assert [line.split()[0] for line in table[1:]] == [name for name, _, _ in caught.value.differences]
+    assert all(then != now for _, then, now in caught.value.differences)
+    assert any(name.startswith(word) or name.endswith(word) for name, _, _ in caught.value.differences)
 
 
 def test_other_data_or_another_model_of_the_same_name_are_refused(
@@ -220,7 +226,7 @@ def test_other_data_or_another_model_of_the_same_name_are_refused(
 ) -> None:
     other = write_groups(tmp_path / "data.jsonl", seed=1)
     options: dict[str, Any] = {"num_samples": 0, "peft": "lora", "rank": 4, "resume": True}
-    with pytest.raises(ConfigError, match=r"other settings.*data"):
+    with pytest.raises(ConfigError, match=r"other settings(.|\n)*data\.fingerprint"):
         train(tiny_config(tiny_folder, other, interrupted, **options))
     moved = tmp_path / "model"
     shutil.copytree(tiny_folder, moved)
@@ -228,7 +234,7 @@ def test_other_data_or_another_model_of_the_same_name_are_refused(
     name = next(iter(weights))
     weights[name] = weights[name] + 0.01
     checkpoint.save_file(weights, moved / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"other settings.*model"):
+    with pytest.raises(ConfigError, match=r"other settings(.|\n)*model"):
         train(tiny_config(moved, data, interrupted, **options))
 
 

@@ -256,13 +256,14 @@ def test_a_loss_without_a_reference_starts_anywhere(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_not_finite_stops_the_run_and_leaves_the_weights(
+def test_a_step_that_is_not_finite_is_skipped_and_the_next_one_is_taken(
     folder: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = exact_run(folder, moved=False)
     training = steps(run)
     next(training)
     before = {name: parameter.clone() for name, parameter in run.policy.named_parameters()}
+    adam = {key: value.clone() for state in run.optimizer.state.values() for key, value in state.items()}
     if where == "loss":
         evaluate_batch = loop.evaluate_batch
 
@@ -272,12 +273,26 @@ def test_what_is_not_finite_stops_the_run_and_leaves_the_weights(
             return found
 
         monkeypatch.setattr(loop, "evaluate_batch", broken)
+        undo = monkeypatch.undo
     else:
-        run.policy.transformer.model.layers[0].mlp.fc1.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(TrainingFault, match="not a finite number in step 2") as caught:
-        next(training)
-    assert caught.value.exit_status == 4
+        weight = run.policy.transformer.model.layers[0].mlp.fc1.weight
+        undo = weight.register_hook(lambda gradient: gradient * math.inf).remove
+    info = next(training)
+    assert (info.step, info.metrics["skipped"], run.skips) == (2, True, 1)
+    assert info.metrics["lr"] > 0
+    assert all(math.isfinite(value) for value in info.metrics.values() if isinstance(value, float))
+    assert info.metrics["not_finite"] == ["loss" if where == "loss" else "grad_norm"]
+    assert info.skipped is not None
+    # Neither fault is in the log-probabilities, nor is it there when the step is looked at again: so all are suspects.
+    assert set(info.skipped["groups"]) == {run.data.train[index].id for index in run.order.step(1)}
     assert all(torch.equal(before[name], parameter) for name, parameter in run.policy.named_parameters())
+    now = {key: value for state in run.optimizer.state.values() for key, value in state.items()}
+    assert all(torch.equal(adam[key], now[key]) for key in adam)
+    undo()
+    taken = next(training)
+    assert (taken.step, taken.skipped, run.skips) == (3, None, 0)
+    assert "skipped" not in taken.metrics
+    assert any(not torch.equal(before[name], parameter) for name, parameter in run.policy.named_parameters())
 
 
 # The same again

@@ -246,7 +246,7 @@ def test_the_manifest_says_how_a_run_ended(
 
     monkeypatch.setattr(loop, "clip", broken)
     with pytest.raises(TrainingFault):
-        train(tiny_config(tiny_folder, data, tmp_path / "fault", num_samples=0))
+        train(tiny_config(tiny_folder, data, tmp_path / "fault", num_samples=0, max_skipped_steps=0))
     assert json.loads((tmp_path / "fault" / "manifest.json").read_text())["status"] == "failed"
     assert not (tmp_path / "fault" / "final").exists()
 

@@ -1,8 +1,8 @@
 """Checkpoints: written beside, checked by hash, renamed when whole. Safetensors and JSON, no pickle.
 
 A checkpoint holds what training changes: the trained weights, the optimizer's state, the moving state of loss and
-constraints, a moving reference, and the step. The order of the data and the learning rate are functions of the step,
-and no step draws random numbers, so that is all of it.
+constraints, a moving reference, the step, and how many steps before it were skipped. The order of the data and the
+learning rate are functions of the step, and no step draws random numbers, so that is all of it.
 """
 
 from __future__ import annotations
@@ -11,50 +11,114 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dipole.errors import ConfigError
+from dipole.errors import ConfigError, TrainingFault
 from dipole.objective.constraints import Constraint
 from dipole.policy.logprobs import Policy
 from dipole.policy.reference import FrozenCopy
 from dipole.train.setup import Run, trained_parameters
-from dipole.train.track import now, write_json
+from dipole.train.track import now, scratch_for, write_json
 
 FORMAT = 1
 KEEP = 2
+TRAINED = "trained.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 STATE = "state.safetensors"
 REFERENCE = "reference.safetensors"
 MANIFEST = "manifest.json"
 
 
+class NotSaved(TrainingFault):
+    """There was no room, or no right, to save something. What was saved before is still there."""
+
+
+class OtherSettings(ConfigError):
+    """A checkpoint is of a run with other settings.
+
+    Args:
+        where: the checkpoint.
+        differences: of each setting that differs its name, what it was then, and what it is now.
+    """
+
+    def __init__(self, where: str, differences: list[tuple[str, str, str]]) -> None:
+        self.differences = differences
+        remedy = "Use the same settings, or another --output"
+        super().__init__("the checkpoint was made with other settings", where=where, remedy=remedy)
+
+    def __str__(self) -> str:
+        rows = [("", "then", "now"), *self.differences]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        lines = [f"  {name:<{widths[0]}}  {then:<{widths[1]}}  {now}" for name, then, now in rows]
+        return "\n".join([super().__str__(), *lines])
+
+
 def save_checkpoint(run: Run) -> Path:
-    """Writes ``checkpoints/step-NNNNNN``, over a damaged one if there is, and keeps the two newest valid ones."""
+    """Writes ``checkpoints/step-NNNNNN``, over a damaged one if there is, and keeps the two newest valid ones.
+
+    Raises:
+        NotSaved: the disk is full, or can't be written to. Older checkpoints are as they were.
+    """
     folder = run.output / "checkpoints" / f"step-{run.step:06d}"
-    if folder.exists():
-        if _damage(folder) is None:
-            return folder
-        shutil.rmtree(folder)
-    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    scratch.mkdir(parents=True)
+    if folder.exists() and _damage(folder) is None:
+        return folder
+    contents = _contents(run)
     try:
-        save_file(_trained(run, run.policy), scratch / "trained.safetensors")
-        save_file(_optimizer_tensors(run), scratch / "optimizer.safetensors")
-        if run.state:
-            save_file({name: value.cpu().clone() for name, value in run.state.items()}, scratch / STATE)
-        if (reference := _moving_reference(run)) is not None:
-            save_file(_trained(run, reference), scratch / REFERENCE)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(scratch.iterdir())
+        _remove(folder)
+        _write(run, folder, contents)
+    except (OSError, SafetensorError) as fault:
+        needed = sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values())
+        raise not_saved(f"the checkpoint of step {run.step}", needed, fault, where=folder) from fault
+    _prune(folder.parent)
+    return folder
+
+
+def not_saved(what: str, needed: int, fault: Exception, *, where: Path) -> NotSaved:
+    """The fault of something that couldn't be written.
+
+    Args:
+        what: it is.
+        needed: its bytes.
+        fault: what the operating system said.
+        where: it was to be.
+    """
+    there = next(path for path in where.parents if path.exists())
+    free = shutil.disk_usage(there).free
+    reason = (fault.strerror if isinstance(fault, OSError) else None) or str(fault)
+    return NotSaved(
+        f"{what} couldn't be saved: {reason} ({needed:,} bytes are needed, {free:,} are free)",
+        where=str(where),
+        remedy="Make room, or let the folder be written to; the same command with --resume goes on from what is saved",
+    )
+
+
+def _write(run: Run, folder: Path, contents: dict[str, dict[str, Tensor]]) -> None:
+    """Beside its place first; it gets its name when all of it is on the disk."""
+    scratch = scratch_for(folder)
+    try:
+        scratch.mkdir(parents=True)
+        files = {}
+        for name, tensors in contents.items():
+            path = scratch / name
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            _sync(path)
+        manifest = {
+            "format": FORMAT,
+            "step": run.step,
+            "skips": run.skips,
+            "created": now(),
+            "identity": identity(run),
+            "files": files,
         }
-        for name in files:
-            _sync(scratch / name)
-        manifest = {"format": FORMAT, "step": run.step, "created": now(), "identity": identity(run), "files": files}
         write_json(scratch / MANIFEST, manifest)
         _sync(scratch / MANIFEST)
         _sync(scratch)
@@ -63,8 +127,6 @@ def save_checkpoint(run: Run) -> Path:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    _prune(folder.parent)
-    return folder
 
 
 def resume(run: Run) -> list[str]:
@@ -74,11 +136,12 @@ def resume(run: Run) -> list[str]:
         Sentences: damaged checkpoints that were skipped.
 
     Raises:
-        ConfigError: the checkpoint belongs to another run.
+        ConfigError: the checkpoint belongs to another run, or to a newer Dipole.
     """
     said = []
     folders = sorted((run.output / "checkpoints").glob("step-*"), reverse=True)
     for folder in folders:
+        _check_format(folder)
         if damage := _damage(folder):
             said.append(f"{folder.name} is damaged ({damage}) and was skipped.")
             continue
@@ -86,6 +149,7 @@ def resume(run: Run) -> list[str]:
         _check_identity(manifest, run, folder)
         _restore(run, folder)
         run.step = manifest["step"]
+        run.skips = manifest.get("skips", 0)
         break
     return said
 
@@ -118,26 +182,50 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _check_identity(manifest: dict[str, Any], run: Run, folder: Path) -> None:
-    if manifest["format"] != FORMAT:
+def _check_format(folder: Path) -> None:
+    """Before anything else is looked at: what a newer version wrote isn't damaged, and isn't to be passed over."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # then it is damaged
+    if found != FORMAT:
         raise ConfigError(
-            f"its format is {manifest['format']}, and this version of Dipole reads {FORMAT}", where=str(folder)
-        )
-    ours = json.loads(json.dumps(identity(run)))
-    differing = [name for name in ours if ours[name] != manifest["identity"].get(name)]
-    if differing:
-        table = "; ".join(f"{name}: {manifest['identity'].get(name)} then, {ours[name]} now" for name in differing)
-        raise ConfigError(
-            f"the checkpoint was made with other settings ({table})",
+            f"its format is {found}, and this version of Dipole reads {FORMAT}",
             where=str(folder),
-            remedy="Use the same settings, or another --output",
+            remedy="Use the version of Dipole that wrote it, or another --output",
         )
 
 
-def _trained(run: Run, model: Policy) -> dict[str, Tensor]:
-    """What training changes, as it is in the policy or in a reference that follows it."""
-    tensors = trained_parameters(run.policy, model)
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+def _check_identity(manifest: dict[str, Any], run: Run, folder: Path) -> None:
+    then, now = _flat(manifest["identity"]), _flat(json.loads(json.dumps(identity(run))))
+    differences = [
+        (name, then.get(name, "–"), now.get(name, "–"))
+        for name in dict.fromkeys([*now, *then])
+        if then.get(name) != now.get(name)
+    ]
+    if differences:
+        raise OtherSettings(str(folder), differences)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by dotted name, as text."""
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _contents(run: Run) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint is made of, by file; nothing is copied yet."""
+    contents = {TRAINED: trained_parameters(run.policy, run.policy), OPTIMIZER: _optimizer_tensors(run)}
+    if run.state:
+        contents[STATE] = {name: value.clone() for name, value in run.state.items()}
+    if (reference := _moving_reference(run)) is not None:
+        contents[REFERENCE] = trained_parameters(run.policy, reference)
+    return contents
 
 
 def _moving_reference(run: Run) -> Policy | None:
@@ -150,21 +238,17 @@ def _moving_reference(run: Run) -> Policy | None:
 def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
     """Flat names: ``<parameter's number>.<exp_avg, exp_avg_sq or step>``."""
     state = run.optimizer.state_dict()["state"]
-    return {
-        f"{number}.{name}": tensor.detach().cpu().contiguous()
-        for number, values in state.items()
-        for name, tensor in values.items()
-    }
+    return {f"{number}.{name}": tensor.detach() for number, values in state.items() for name, tensor in values.items()}
 
 
 def _restore(run: Run, folder: Path) -> None:
-    _copy(load_file(folder / "trained.safetensors"), trained_parameters(run.policy, run.policy))
+    _copy(load_file(folder / TRAINED), trained_parameters(run.policy, run.policy))
     if (reference := _moving_reference(run)) is not None:
         _copy(load_file(folder / REFERENCE), trained_parameters(run.policy, reference))
     if run.state:
         run.state = {name: value.to(run.accelerator.device) for name, value in load_file(folder / STATE).items()}
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / "optimizer.safetensors").items():
+    for key, tensor in load_file(folder / OPTIMIZER).items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = tensor
     run.optimizer.load_state_dict({"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]})
@@ -191,11 +275,22 @@ def _damage(folder: Path) -> str | None:
 
 
 def _prune(folder: Path) -> None:
-    for unfinished in folder.glob(".step-*.tmp"):  # of a process that was killed
-        shutil.rmtree(unfinished, ignore_errors=True)
-    valid = [path for path in sorted(folder.glob("step-*"), reverse=True) if _damage(path) is None]
-    for path in valid[KEEP:]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Keeps the newest valid ones and whatever is newer than the last of them; a damaged one stays to be named."""
+    newest_first = sorted(folder.glob("step-*"), reverse=True)
+    valid = [path for path in newest_first if _damage(path) is None]
+    if len(valid) < KEEP:
+        return
+    for path in newest_first[newest_first.index(valid[KEEP - 1]) + 1 :]:
+        with suppress(OSError):
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Takes its name away before its content, so that a checkpoint is never half there."""
+    if folder.exists():
+        scratch = scratch_for(folder)
+        folder.rename(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -23,6 +23,7 @@ from dipole.objective import ListIndex, PairIndex, UnaryIndex
 from dipole.objective.diagnostics import list_metrics, pair_metrics, unary_metrics
 from dipole.objective.tr_dpo import sync_is_due, updated_reference
 from dipole.policy.reference import FrozenCopy
+from dipole.train.finite import not_finite, offending_groups
 from dipole.train.forward import (
     Evaluated,
     evaluate_batch,
@@ -44,11 +45,13 @@ class StepInfo:
 
     Args:
         step: its number, from 1.
-        metrics: what metrics.jsonl gets.
+        metrics: what metrics.jsonl gets; all of it finite.
+        skipped: what skipped.jsonl gets, when the step wasn't taken since something in it wasn't finite.
     """
 
     step: int
     metrics: Mapping[str, Any]
+    skipped: Mapping[str, Any] | None = None
 
 
 class Meter:
@@ -82,8 +85,11 @@ class Meter:
 def steps(run: Run) -> Iterator[StepInfo]:
     """Trains, yielding after every optimizer step; the caller may stop at any.
 
+    A step with a loss, log-probability or gradient that isn't finite is skipped by all processes: weights, optimizer
+    and moving state stay as they are. It counts as a step, so that order and learning rate go on.
+
     Raises:
-        TrainingFault: the first loss isn't what policy = reference gives, or a loss or gradient isn't finite.
+        TrainingFault: the first loss isn't what policy = reference gives.
     """
     if run.step == 0:
         check_start(run)
@@ -94,14 +100,19 @@ def steps(run: Run) -> Iterator[StepInfo]:
         state = backward(run, groups, meter)
         run.ranks.sum_gradients(run.policy.parameters())
         norm = clip(run)
-        metrics = meter.means(run.ranks)
-        _check_finite(run, metrics, norm)
+        metrics = meter.means(run.ranks) | {"grad_norm": norm}
         rate = rate_at(run.step, run.total_steps, run.config)
-        for part in run.optimizer.param_groups:
-            part["lr"] = rate
-        run.optimizer.step()
+        wrong = not_finite(metrics)
+        skipped: dict[str, Any] | None = None
+        if wrong:
+            skipped = {"step": run.step + 1, "lr": rate, "not_finite": wrong, "groups": offending_groups(run, groups)}
+            metrics = {name: value for name, value in metrics.items() if name not in wrong}
+            run.skips += 1
+        else:
+            _take_step(run, rate)
+            run.state = dict(state)
+            run.skips = 0
         run.optimizer.zero_grad(set_to_none=True)
-        run.state = dict(state)
         run.step += 1
         move_reference(run)
         tokens = sum(group.num_tokens for group in groups)
@@ -111,13 +122,20 @@ def steps(run: Run) -> Iterator[StepInfo]:
             metrics={
                 "step": run.step,
                 "epoch": run.step / run.order.steps_per_epoch,
+                **({"skipped": True, "not_finite": wrong} if wrong else {}),
                 **metrics,
-                "grad_norm": norm,
                 "lr": rate,
                 "tokens": tokens,
                 "tokens_per_second": tokens / seconds,
             },
+            skipped=skipped,
         )
+
+
+def _take_step(run: Run, rate: float) -> None:
+    for part in run.optimizer.param_groups:
+        part["lr"] = rate
+    run.optimizer.step()
 
 
 def backward(run: Run, groups: list[TokenizedGroup], meter: Meter) -> Mapping[str, Tensor]:
@@ -243,8 +261,8 @@ def check_start(run: Run) -> None:
     completions, outcome = found.completions, found.outcome
     expected = evaluate_batch(run, part, batch, equal).outcome.losses
     assert completions.ref_logps is not None
-    gap = float((completions.logps - completions.ref_logps).abs().max())
-    difference = float((outcome.losses - expected).abs().max()) if expected.numel() else 0.0
+    gap = _largest(completions.logps - completions.ref_logps)
+    difference = _largest(outcome.losses - expected)
     tolerance = 1e-4 if run.accelerator.mixed_precision == "no" else 0.1
     if not max(gap, difference) <= tolerance:
         raise TrainingFault(
@@ -254,14 +272,10 @@ def check_start(run: Run) -> None:
         )
 
 
-def _check_finite(run: Run, metrics: Mapping[str, float], norm: float) -> None:
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad or not math.isfinite(norm):
-        what = ", ".join(bad) or "the gradient's norm"
-        raise TrainingFault(
-            f"{what} is not a finite number in step {run.step + 1}; the model was left as it was before it",
-            remedy="Lower --learning_rate, or use --dtype float32",
-        )
+def _largest(gaps: Tensor) -> float:
+    """The largest size of those that are finite: whatever isn't finite is dealt with by the step."""
+    sizes = gaps[gaps.isfinite()].abs()
+    return float(sizes.max()) if sizes.numel() else 0.0
 
 
 @torch.no_grad()

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from dipole import __version__
 from dipole.config import TrainConfig
 from dipole.data.tokenize import TokenizedGroup
-from dipole.errors import ConfigError, Stopped
+from dipole.errors import ConfigError, Stopped, TrainingFault
 from dipole.objective.constraints import Constraint, ConstraintFunction
 from dipole.policy.generate import Sample, Sampling, sample
 from dipole.policy.load import count_parameters, quietly
 from dipole.progress import Progress, Silent, is_first_process
-from dipole.train.checkpoint import resume, save_checkpoint
+from dipole.train.checkpoint import NotSaved, not_saved, resume, save_checkpoint
 from dipole.train.forward import completion_logps
+from dipole.train.lock import locked
 from dipole.train.loop import StepInfo, held_out_rows, steps
-from dipole.train.setup import Run, prepare
-from dipole.train.track import append_lines, cut_back, environment, now, write_json
+from dipole.train.setup import Run, prepare, trained_parameters
+from dipole.train.stop import Stop, before_first_step, stop_signals
+from dipole.train.track import clear_scratch, cut_back, environment, now, scratch_for, write_json
 
 
 def train(
@@ -50,106 +54,184 @@ def train(
     Raises:
         ConfigError, DataError, TrainingFault: see the exit statuses in ``errors``.
         Stopped: by SIGTERM or SIGINT, after a checkpoint was saved.
+        NotSaved: the trained model couldn't be written.
     """
     progress = (progress or Silent()) if is_first_process() else Silent()
     output = Path(config.output)
-    _refuse_used(output, config)
-    began = time.time()
-    run = prepare(config, progress, constraints)
-    if config.resume:
-        for sentence in resume(run):
-            progress.say(sentence)
-    run.ranks.wait()
-    if not run.ranks.is_first:
-        _train(run, progress)
-        return output
-    config = run.config
-    output.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(run, kind)
-    for name in ("metrics.jsonl", "samples.jsonl", "held_out.jsonl"):
+    if output.exists() and not output.is_dir():
+        raise ConfigError("this is a file, but a run is a folder", where=f"--output {output}")
+    with stop_signals() as stop, locked(output, progress.say) if is_first_process() else nullcontext():
+        _refuse_used(output, config)
+        began = time.time()
+        run = prepare(config, progress, constraints)
+        if config.resume:
+            for sentence in resume(run):
+                progress.say(sentence)
+        run.ranks.wait()
+        if run.ranks.is_first:
+            _recorded(run, progress, stop, _manifest(run, kind), began)
+        else:
+            _train(run, progress, stop)
+    return output
+
+
+def _recorded(run: Run, progress: Progress, stop: Stop, manifest: dict[str, Any], began: float) -> None:
+    """Trains, with what the folder says of the run and of how it ended."""
+    output = run.output
+    for folder in (output, output / "checkpoints"):
+        clear_scratch(folder)
+    for name in ("metrics.jsonl", "samples.jsonl", "held_out.jsonl", "skipped.jsonl"):
         cut_back(output / name, run.step)
-    (output / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+    (output / "config.yaml").write_text(yaml.safe_dump(asdict(run.config), sort_keys=False), encoding="utf-8")
     write_json(output / "audit.json", run.data.report.to_json())
     write_json(output / "manifest.json", manifest)
     status = "failed"
     try:
-        _train(run, progress)
+        _train(run, progress, stop)
         status = "done"
     except Stopped:
         status = "stopped"
         raise
     finally:
         spent = manifest["seconds"] + time.time() - began
-        write_json(output / "manifest.json", manifest | {"status": status, "seconds": round(spent, 1)})
-    return output
+        with suppress(OSError):  # a full disk has been reported, and this isn't worth more
+            write_json(output / "manifest.json", manifest | {"status": status, "seconds": round(spent, 1)})
 
 
-def _train(run: Run, progress: Progress) -> None:
-    config = run.config
+def _train(run: Run, progress: Progress, stop: Stop) -> None:
+    stop.at_once = False
     if run.step == 0:
         evaluate(run, progress, stage="before")
     elif run.step < run.total_steps:
         _between_steps(run, progress)  # the checkpoint was saved before it
+    _stop_if_asked(run, stop)
     progress.stage("Training", total=run.total_steps)
     progress.advance(run.step)
-    with _stop_signal() as stop:
-        for info in steps(run):
-            if info.step % config.log_every == 0 or info.step == run.total_steps:
-                _append(run, "metrics.jsonl", [info.metrics])
-            progress.advance(1, _note(info))
-            if number := max(run.ranks.gather(stop.number)):  # all processes stop after the same step
-                _save(run)
-                raise Stopped(
-                    f"stopped by {signal.Signals(number).name} after step {run.step}; its state is saved",
-                    signal_number=number,
-                    remedy="The same command with --resume goes on",
-                )
-            if info.step == run.total_steps:
-                break
-            if _due(info.step, config.checkpoint_every):
-                _save(run)
-            _between_steps(run, progress)
+    for info in steps(run):
+        _log_step(run, info, progress)
+        if _due(info.step, run.config.checkpoint_every) and (fault := _save(run, stop)):
+            progress.say(f"{fault.where}: {fault.problem}. Training goes on.")
+        _stop_if_asked(run, stop)
+        _stop_after_skips(run, stop, info)
+        if info.step < run.total_steps and _between_steps(run, progress):
+            _stop_if_asked(run, stop)
     progress.stage("Saving the model")
-    if run.ranks.is_first:
-        save_final(run)
+    if fault := _from_first(run, lambda: save_final(run), stop):
+        raise fault
     evaluate(run, progress, stage="after")
-
-
-def _save(run: Run) -> None:
+    _stop_if_asked(run, stop)
     if run.ranks.is_first:
+        _finish_log(run)
+
+
+def _log_step(run: Run, info: StepInfo, progress: Progress) -> None:
+    if info.skipped is not None:
+        run.log.append("skipped.jsonl", [info.skipped])
+        groups = ", ".join(info.skipped["groups"][:3]) + (" …" if len(info.skipped["groups"]) > 3 else "")
+        what = ", ".join(info.skipped["not_finite"])
+        progress.say(f"Step {info.step} was skipped, since it isn't finite in {what}; groups: {groups}.")
+    if info.skipped is not None or info.step % run.config.log_every == 0 or info.step == run.total_steps:
+        run.log.append("metrics.jsonl", [info.metrics])
+    progress.advance(1, _note(info))
+
+
+def _save(run: Run, stop: Stop) -> NotSaved | None:
+    """A checkpoint, by the first process; the others wait. Returns why there is none."""
+
+    def save() -> None:
+        with suppress(OSError):
+            run.log.flush()
         save_checkpoint(run)
-    run.ranks.wait()
+
+    return _from_first(run, save, stop)
 
 
-def _append(run: Run, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """To a file of the run folder, which one process alone writes."""
+def _from_first(run: Run, save: Callable[[], object], stop: Stop) -> NotSaved | None:
+    """Has the first process save something, undisturbed by signals; every process is told if that failed."""
+    problem: tuple[str, str | None, str | None] | None = None
     if run.ranks.is_first:
-        append_lines(run.output / name, rows)
+        with stop.held():
+            try:
+                save()
+            except NotSaved as fault:
+                problem = fault.problem, fault.where, fault.remedy
+    problem = run.ranks.from_first(problem)
+    return None if problem is None else NotSaved(problem[0], where=problem[1], remedy=problem[2])
 
 
-def _between_steps(run: Run, progress: Progress) -> None:
-    """Held-out metrics and samples in the course of training, where they are due."""
-    if _due(run.step, run.config.eval_every):
-        _append(run, "metrics.jsonl", [_held_out(run, stage=None)])
-    if _due(run.step, run.config.sample_every):
-        _append(run, "samples.jsonl", draw_samples(run, "step", progress))
+def _stop_if_asked(run: Run, stop: Stop) -> None:
+    """Saves and ends the run, on all processes after the same step, if any of them was sent a signal.
+
+    Raises:
+        Stopped: after a save.
+        NotSaved: that failed.
+    """
+    number = max(run.ranks.gather(stop.number))
+    if not number:
+        return
+    if run.step == 0:
+        raise before_first_step(number)
+    if fault := _save(run, stop):
+        raise fault
+    raise Stopped(
+        f"stopped by {signal.Signals(number).name} after step {run.step}; its state is saved",
+        signal_number=number,
+        remedy="The same command with --resume goes on",
+    )
+
+
+def _stop_after_skips(run: Run, stop: Stop, info: StepInfo) -> None:
+    """Ends a run whose steps aren't finite any more, with its state saved."""
+    if info.skipped is None or run.skips <= run.config.max_skipped_steps:
+        return
+    if fault := _save(run, stop):
+        raise fault
+    first = run.step - run.skips + 1
+    steps_after = f" and the {run.skips - 1} after it" if run.skips > 1 else ""
+    raise TrainingFault(
+        f"{', '.join(info.skipped['not_finite'])} is not a finite number in step {first}{steps_after}; skipped,"
+        " and the model is as it was before",
+        where=str(run.output / "skipped.jsonl"),
+        remedy="It names the groups: look at them, lower --learning_rate, or use --dtype float32",
+    )
+
+
+def _finish_log(run: Run) -> None:
+    try:
+        run.log.flush()
+    except OSError as fault:
+        raise NotSaved(
+            f"the last rows couldn't be written: {fault.strerror}",
+            where=str(fault.filename or run.output),
+            remedy="Make room; the same command with --resume goes on from what is saved",
+        ) from fault
+
+
+def _between_steps(run: Run, progress: Progress) -> bool:
+    """Held-out metrics and samples in the course of training, where they are due; returns whether any were."""
+    config = run.config
+    if scores := _due(run.step, config.eval_every):
+        run.log.append("metrics.jsonl", [_held_out(run, stage=None)])
+    if samples := _due(run.step, config.sample_every):
+        run.log.append("samples.jsonl", draw_samples(run, "step", progress))
+    return scores or samples
 
 
 def evaluate(run: Run, progress: Progress, *, stage: str) -> None:
     """Held-out metrics and samples, before or after training, into the run folder."""
     if run.data.held_out:
         progress.stage(f"Scoring {len(run.data.held_out)} held-out groups")
-        _append(run, "metrics.jsonl", [_held_out(run, stage)])
+        run.log.append("metrics.jsonl", [_held_out(run, stage)])
     if run.data.prompts:
         progress.stage(f"Sampling {run.config.num_samples} completions", total=run.config.num_samples)
-        _append(run, "samples.jsonl", draw_samples(run, stage, progress))
+        run.log.append("samples.jsonl", draw_samples(run, stage, progress))
 
 
 def _held_out(run: Run, stage: str | None) -> dict[str, Any]:
     """One line of metrics; with a stage, also a line a relation in held_out.jsonl."""
     rows, metrics = held_out_rows(run)
     if stage is not None:
-        _append(run, "held_out.jsonl", ({"step": run.step, "stage": stage, **row} for row in rows))
+        run.log.append("held_out.jsonl", ({"step": run.step, "stage": stage, **row} for row in rows))
     return {"step": run.step, **metrics}
 
 
@@ -190,11 +272,25 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
 
 
 def save_final(run: Run) -> None:
-    """``final/``: loads with transformers, or with PEFT when an adapter was trained; tokenizer included."""
+    """``final/``: loads with transformers, or with PEFT when an adapter was trained; tokenizer included.
+
+    Raises:
+        NotSaved: there is no room for it.
+    """
     folder = run.output / "final"
-    with quietly():
-        run.policy.model.save_pretrained(str(folder))  # type: ignore[operator]
-    run.tokenizer.save_pretrained(str(folder))
+    scratch = scratch_for(folder)
+    try:
+        with quietly():
+            run.policy.model.save_pretrained(str(scratch))  # type: ignore[operator]
+        run.tokenizer.save_pretrained(str(scratch))
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    except (OSError, SafetensorError) as fault:
+        needed = sum(tensor.nbytes for tensor in trained_parameters(run.policy, run.policy).values())
+        raise not_saved("the trained model", needed, fault, where=folder) from fault
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _refuse_used(output: Path, config: TrainConfig) -> None:
@@ -204,8 +300,6 @@ def _refuse_used(output: Path, config: TrainConfig) -> None:
             where=f"--output {output}",
             remedy="Choose another, or go on with --resume",
         )
-    if output.exists() and not output.is_dir():
-        raise ConfigError("this is a file, but a run is a folder", where=f"--output {output}")
 
 
 def _manifest(run: Run, kind: str) -> dict[str, Any]:
@@ -232,6 +326,8 @@ def _manifest(run: Run, kind: str) -> dict[str, Any]:
 
 def _note(info: StepInfo) -> str:
     metrics = info.metrics
+    if info.skipped is not None:
+        return "skipped"
     accuracy = metrics.get("rewards/accuracies")
     known = f" · accuracy {accuracy:.2f}" if accuracy is not None else ""
     return f"loss {metrics['loss']:.4f}{known} · {metrics['tokens_per_second']:,.0f} tokens/s"
@@ -239,30 +335,3 @@ def _note(info: StepInfo) -> str:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-class _Stop:
-    """Remembers the signal that asked the run to stop; 0 for none."""
-
-    number = 0
-
-
-@contextmanager
-def _stop_signal() -> Iterator[_Stop]:
-    """SIGTERM and SIGINT set a flag that the loop looks at between two steps; a second SIGINT stops at once."""
-    stop = _Stop()
-
-    def remember(number: int, frame: Any) -> None:
-        if stop.number:
-            raise KeyboardInterrupt
-        stop.number = number
-
-    try:
-        before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: then whoever owns it handles signals
-        before = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

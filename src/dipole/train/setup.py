@@ -45,6 +45,7 @@ from dipole.train.inputs import (
 from dipole.train.optim import cautions, make_optimizer
 from dipole.train.ranks import Ranks
 from dipole.train.references import reference_of_run
+from dipole.train.track import Log
 
 DEFAULT_LENGTH = 1024
 
@@ -78,14 +79,16 @@ class Data:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A run's parts. Only ``step`` and ``state`` change, and what lies inside of policy, reference and optimizer.
+    """A run's parts. Only ``step``, ``skips`` and ``state`` change, and what is inside policy, reference and optimizer.
 
     Args:
         fingerprint: of the model that training starts from.
         loss, hyper: the loss's row and its hyper-parameters.
         constraints: terms beside the loss.
         state: the moving state of the loss, and the constraints' multipliers.
-        step: optimizer steps done.
+        step: optimizer steps done, with those that were skipped.
+        skips: how many of the last steps, in a row, were skipped since something wasn't finite.
+        log: the files of rows in the run folder.
     """
 
     config: TrainConfig
@@ -102,9 +105,11 @@ class Run:
     order: Order
     optimizer: torch.optim.Optimizer
     total_steps: int
+    log: Log
     constraints: tuple[Constraint, ...] = ()
     state: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    skips: int = 0
 
 
 def trained_parameters(policy: Policy, model: Policy) -> dict[str, Tensor]:
@@ -169,6 +174,7 @@ def prepare(
         order=order,
         optimizer=make_optimizer(policy, config),
         total_steps=total if config.max_steps is None else min(total, config.max_steps),
+        log=Log(Path(config.output), progress.say, writes=ranks.is_first),
         constraints=named,
         state=_initial_state(loss, named, accelerator.device),
     )
