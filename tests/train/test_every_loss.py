@@ -59,5 +59,5 @@ def test_kto_on_a_single_prompt_is_refused_before_the_model_is_loaded(tiny_folde
     data.write_text(
         data.read_text(encoding="utf-8").replace('"1:"', '"0:"').replace('"2:"', '"0:"').replace('"3:"', '"0:"')
     )
-    with pytest.raises(DataError, match="answer the prompt"):
+    with pytest.raises(DataError, match="answer the same prompt"):
         prepared(tiny_config(tiny_folder, data, tmp_path / "out", loss="kto"))

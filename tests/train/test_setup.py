@@ -211,7 +211,7 @@ def change(path: Path, number: int, edit: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("loss", ["odpo", "rpo_nvidia_sq", "infonca"])
+@pytest.mark.parametrize("loss", ["odpo", "rpo_nvidia_sq"])
 def test_missing_scores_are_refused_before_training(tiny_folder: Path, tmp_path: Path, loss: str) -> None:
     def unrate(group: dict[str, Any]) -> None:
         order = list(range(len(group["completions"])))
@@ -219,6 +219,20 @@ def test_missing_scores_are_refused_before_training(tiny_folder: Path, tmp_path:
 
     data = change(write_for(tmp_path / "data.jsonl", LOSSES[loss]), 2, unrate)
     assert "group g2, completions: scores[0] is nan" in refused(tiny_folder, data, tmp_path / "run", loss)
+
+
+def test_groups_without_scores_make_no_scored_list_and_are_counted(tiny_folder: Path, tmp_path: Path) -> None:
+    def unrate(group: dict[str, Any]) -> None:
+        group["judgments"] = [{"kind": "ranking", "order": [0, 1, 2]}]
+
+    data = change(write_for(tmp_path / "data.jsonl", LOSSES["infonca"]), 2, unrate)
+    told = Recorder()
+    run = prepare(tiny_config(tiny_folder, data, tmp_path / "run", loss="infonca"), told)
+    assert [group.id for group in run.data.train] == ["g0", "g1", "g3"]
+    assert "1 groups without relations dropped." in told.said
+    for number in (0, 1, 3):
+        change(data, number, unrate)
+    assert "make no scored relation" in refused(tiny_folder, data, tmp_path / "run", "infonca")
 
 
 def test_a_pair_that_a_loss_can_t_take_is_named_by_its_group(tiny_folder: Path, tmp_path: Path) -> None:
