@@ -10,12 +10,13 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 BENCHMARKS := $(wildcard benchmarks/*.py)
 GENERATORS := $(wildcard docs/*.py)
 
-.PHONY: help setup demo test lint bench docs
+.PHONY: help setup demo test faults lint bench docs
 
 help:
 	@echo "make setup   build .venv with the pinned packages (PYTHON=... names another Python, 3.11 or newer)"
 	@echo "make demo    train a small real model on real preferences, with a report (RUN=$(RUN) is its folder)"
 	@echo "make test    run all tests"
+	@echo "make faults  kill training some hundred times, at every point of a save and at random (make test: 20 times)"
 	@echo "make lint    check style, format and types"
 	@echo "make bench   run benchmarks/*.py (there are $(words $(BENCHMARKS)) so far)"
 	@echo "make docs    run docs/*.py, which write pages from the code (there are $(words $(GENERATORS)) so far)"
@@ -38,6 +39,9 @@ demo: $(READY)
 test: $(READY)
 	@echo "Running the tests; this takes some minutes."
 	@$(BIN)/python -m pytest
+
+faults: $(READY)
+	@FAULTS=long $(BIN)/python -m pytest --timeout 3000 tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,11 +8,14 @@ backward passes everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+
+from dipole.errors import TrainingFault
 
 BUCKET = 2**25
 """Elements of gradients that travel together."""
@@ -44,14 +47,16 @@ class Ranks:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
-            distributed.barrier()
+            with self._together():
+                distributed.barrier()
 
     def gather(self, value: Any) -> list[Any]:
         """What each process has, in order; for small plain values."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        distributed.all_gather_object(found, value)
+        with self._together():
+            distributed.all_gather_object(found, value)
         return found
 
     def from_first(self, value: Any) -> Any:
@@ -69,7 +74,7 @@ class Ranks:
         for name, (shape, dtype) in sorted(known.items()):
             given = tensors.get(name)
             sums[name] = torch.zeros(shape, dtype=dtype, device=self.device) if given is None else given.clone()
-            distributed.all_reduce(sums[name])
+            self._add_up(sums[name])
         return sums
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -78,16 +83,36 @@ class Ranks:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         has = torch.tensor([parameter.grad is not None for parameter in trained], device=self.device).int()
-        distributed.all_reduce(has)
+        self._add_up(has)
         there = [parameter for parameter, number in zip(trained, has.tolist(), strict=True) if number]
         for parameter in there:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         for bucket in _buckets([parameter.grad for parameter in there if parameter.grad is not None]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
-            distributed.all_reduce(flat)
+            self._add_up(flat)
             for gradient, piece in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 gradient.copy_(piece.view_as(gradient))
+
+    def _add_up(self, tensor: Tensor) -> None:
+        with self._together():
+            distributed.all_reduce(tensor)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Around what all processes do at once, and nothing else: here it shows when one of them is gone.
+
+        Raises:
+            TrainingFault: one is.
+        """
+        try:
+            yield
+        except RuntimeError as fault:
+            raise TrainingFault(
+                "another process of the run has ended or can't be reached",
+                where=f"process {self.number} of {self.count}",
+                remedy="See what that one said; the same command with --resume goes on from the newest checkpoint",
+            ) from fault
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
