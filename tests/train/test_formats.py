@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from dipole.train.loop import steps
 from dipole.train.setup import trained_parameters
 
 FIXTURES = Path(__file__).parent / "fixtures"
-FORMATS = sorted(FIXTURES.glob("format-*"))
+FORMATS = sorted(FIXTURES.glob("format-*.tar.gz"))
 
 sys.path.append(str(FIXTURES))
 
@@ -25,12 +26,15 @@ from write_format import OPTIONS  # noqa: E402
 
 
 def test_there_is_a_fixture_of_every_format() -> None:
-    assert [folder.name for folder in FORMATS] == [f"format-{number}" for number in range(1, FORMAT + 1)]
+    assert [archive.name for archive in FORMATS] == [f"format-{number}.tar.gz" for number in range(1, FORMAT + 1)]
     assert sum(path.stat().st_size for path in FIXTURES.rglob("*") if path.is_file()) < 200_000
 
 
-@pytest.mark.parametrize("fixture", FORMATS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("fixture", FORMATS, ids=lambda archive: archive.name)
 def test_a_checkpoint_of_the_format_loads_and_goes_on(fixture: Path, tmp_path: Path) -> None:
+    with tarfile.open(fixture) as packed:
+        packed.extractall(tmp_path, filter="data")
+    fixture = tmp_path / fixture.name.removesuffix(".tar.gz")
     saved = tmp_path / "out" / "checkpoints" / "step-000002"
     shutil.copytree(fixture / "step-000002", saved)
     run = prepared(tiny_config(fixture / "model", fixture / "data.jsonl", tmp_path / "out", **OPTIONS))
