@@ -20,7 +20,7 @@ from dipole.cli import VERBS, main
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-TARGETS = ("setup", "demo", "test", "lint", "bench", "docs")
+TARGETS = ("setup", "demo", "test", "faults", "lint", "bench", "docs")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
