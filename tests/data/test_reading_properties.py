@@ -18,7 +18,9 @@ from pyarrow import parquet
 
 from dipole.data import arrow, files
 from dipole.data.audit import audit
+from dipole.data.dialects import PAIRS, GroupReader
 from dipole.data.formats import load_groups, save_groups
+from dipole.data.rows import Row, parse_json
 from dipole.errors import DataError
 from dipole.group import Group
 
@@ -199,3 +201,62 @@ def test_a_parquet_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeyp
     parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     with pytest.raises(DataError, match="column 'prompt' grows by more than 500 times"):
         load_groups(tmp_path / "a.parquet")
+
+
+BEGINNINGS = [
+    "",
+    " ",
+    "\u2003",
+    "[",
+    "{",
+    "[{'role': ",
+    '\n{"role": ',
+    "Human: a\n\nAssistant: b",
+    "\n\nHuman: a\n\nAssistant:",
+]
+side: st.SearchStrategy[Any] = st.builds("{}{}".format, st.sampled_from(BEGINNINGS), text) | st.sampled_from(
+    [None, 3, [], ["a", "b"], {}]
+)
+names = st.sampled_from(["", "x", 7, None, 1.5, True])
+
+
+@settings(max_examples=500, deadline=None)
+@given(values=st.fixed_dictionaries({"prompt": side, "chosen": side, "rejected": side}, optional={"id": names}))
+def test_the_short_way_gives_what_the_long_one_does(values: dict[str, Any]) -> None:
+    def outcome(read: Callable[[], Group]) -> Group | str:
+        try:
+            return read()
+        except DataError as error:
+            return str(error)
+
+    row = Row("a.jsonl:1", "1", values)
+    reader = GroupReader(files.Table("a.jsonl", "train", iter(())))
+    assert outcome(lambda: reader.group(row)) == outcome(lambda: PAIRS.read(values, row, "train"))
+
+
+@pytest.mark.parametrize("before", ["", " ", "\t\r\n"])
+@pytest.mark.parametrize("after", ["", "\n", "\r\n", " ", "\n\n \t", "\u2003", "}", "\n}", " {}", "\r\nx"])
+def test_only_white_space_may_surround_an_object(before: str, after: str) -> None:
+    line = f'{before}{{"a": [1]}}{after}'
+    if after.strip(" \t\r\n"):
+        with pytest.raises(DataError, match=f"at column {json_fault(line).colno}: Extra data"):
+            parse_json(line, "a.jsonl:1")
+    else:
+        assert parse_json(line, "a.jsonl:1") == {"a": [1]}
+
+
+def json_fault(line: str) -> json.JSONDecodeError:
+    with pytest.raises(json.JSONDecodeError) as caught:
+        json.loads(line)
+    return caught.value
+
+
+@pytest.mark.parametrize("depth", [100, 101])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_the_depth_limit_is_exact(depth: int, opening: str, closing: str) -> None:
+    line = opening * depth + closing * depth if opening == "[" else opening * (depth - 1) + "{}" + closing * (depth - 1)
+    if depth > 100:
+        with pytest.raises(DataError, match="nested deeper"):
+            parse_json(line, "a.jsonl:1")
+    else:
+        parse_json(line, "a.jsonl:1")

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from dipole.data.chats import join_prompt, split_pieces
-from dipole.data.fields import Fields
+from dipole.data.fields import Fields, is_plain
 from dipole.data.files import Table
 from dipole.data.native import group_from_json
 from dipole.data.rows import Row, parse_json
@@ -30,6 +30,8 @@ _PROMPT_ALONE = frozenset({"prompt", "id", "split", "system", "meta"})
 _PROMPT_LIKE = ("question", "instruction", "input", "query", "context", "messages", "conversation", "conversations")
 _NUMBERS = frozenset({*PROBABILITIES, "weight", "score_chosen", "score_rejected"})
 _LISTS = frozenset({*ANSWERS, "scores", "ranks", "ranking", "meta"})
+_PLAIN_PAIR = frozenset({"prompt", "chosen", "rejected", "id"})
+_CHOSEN_WINS = (Comparison(i=0, j=1),)
 _TEXTS = frozenset({"prompt", "chosen", "rejected", "completion"})
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -42,27 +44,35 @@ class Parts(NamedTuple):
     judgments: list[Judgment]
 
 
+ReadRow = Callable[[dict[str, Any], Row, str | None], Group]
+"""Values, their row and the table's split → the group."""
+
+
 class Dialect(NamedTuple):
     """A layout.
 
     Args:
         name: for messages.
         columns: those that it can't be without.
-        read: values, their row and the table's split → the group.
+        read: reads any row that is of it.
     """
 
     name: str
     columns: frozenset[str]
-    read: Callable[[dict[str, Any], Row, str | None], Group]
+    read: ReadRow
 
 
 class GroupReader:
-    """Turns the rows of one table into groups. The first row says which dialect it is."""
+    """Turns the rows of one table into groups. The first row says which dialect it is.
+
+    What columns mean is asked once, and again only where they change.
+    """
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self._dialect: Dialect | None = None
         self._columns: tuple[str, ...] | None = None
+        self._read: ReadRow
 
     def group(self, row: Row) -> Group:
         """The group that a row holds.
@@ -72,12 +82,12 @@ class GroupReader:
         """
         values = _typed(row) if self._table.untyped else row.values
         columns = tuple(values)
-        if columns != self._columns:  # rows with the same columns are of the same dialect
-            self._check(recognise(frozenset(columns), row.where), columns, row.where)
-        assert self._dialect is not None
-        return self._dialect.read(values, row, self._table.split)
+        if columns != self._columns:
+            self._choose(columns, row.where)
+        return self._read(values, row, self._table.split)
 
-    def _check(self, dialect: Dialect, columns: tuple[str, ...], where: str) -> None:
+    def _choose(self, columns: tuple[str, ...], where: str) -> None:
+        dialect = recognise(frozenset(columns), where)
         if self._dialect is not None and dialect is not self._dialect:
             raise DataError(
                 f"this row is {dialect.name}, but the rows before it are {self._dialect.name}",
@@ -85,6 +95,7 @@ class GroupReader:
                 remedy="Write the two kinds of rows to two files.",
             )
         self._dialect, self._columns = dialect, columns
+        self._read = _read_plain_pair if dialect is PAIRS and _PLAIN_PAIR.issuperset(columns) else dialect.read
 
 
 def recognise(columns: Set[str], where: str) -> Dialect:
@@ -245,6 +256,15 @@ def _pair_parts(fields: Fields, prompt: Text, answers: list[Text]) -> Parts:
 
 def _read_pairs(fields: Fields, system: str | None) -> Parts:
     return _pair_parts(fields, *join_prompt(fields.text("prompt"), _sides(fields), system, fields.where))
+
+
+def _read_plain_pair(values: dict[str, Any], row: Row, split: str | None) -> Group:
+    """What ``PAIRS.read`` makes of the row; at once for the commonest, which holds plain text and nothing else."""
+    prompt, chosen, rejected, id = values["prompt"], values["chosen"], values["rejected"], values.get("id", row.id)
+    if not (is_plain(prompt) and is_plain(chosen) and is_plain(rejected) and isinstance(id, str)):
+        return PAIRS.read(values, row, split)
+    completions = (Completion(text=chosen), Completion(text=rejected))
+    return Group(id=id, prompt=prompt, completions=completions, judgments=_CHOSEN_WINS, split=split)
 
 
 def _read_pieces(fields: Fields, system: str | None) -> Parts:

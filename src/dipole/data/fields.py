@@ -12,7 +12,17 @@ from dipole.group import Message, Text
 
 Item = TypeVar("Item")
 
+_CHAT_BEGINNINGS = ("[", "{", "Human:")
 _CHAT_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*["']role["']\s*:""")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is text that begins neither as messages do nor as a transcript does, nor with white space.
+
+    By far most text is of that kind, and then there is no chat to look for in it. What begins otherwise may still be
+    plain text.
+    """
+    return isinstance(value, str) and not value.startswith(_CHAT_BEGINNINGS) and not value[:1].isspace()
 
 
 class Fields:
@@ -136,7 +146,7 @@ class Fields:
 
     def _text(self, name: str, value: Any) -> Text:
         if isinstance(value, str):
-            if not self._verbatim and _may_be_chat(value) and _CHAT_AS_TEXT.match(value):
+            if not self._verbatim and not is_plain(value) and _CHAT_AS_TEXT.match(value):
                 raise self.fault(
                     name,
                     f"is a chat written as text, {value[:20]!r}…",
@@ -159,11 +169,6 @@ class Fields:
         if isinstance(content, str) or parts or (content is None and value.get("tool_calls")):
             return value
         raise self.fault(f"{name}.content", f"is {_kind(content)}, but has to be text or a list of parts")
-
-
-def _may_be_chat(text: str) -> bool:
-    """Whether the pattern may match: looking at the first character is cheaper, and most text begins otherwise."""
-    return text[:1] in ("[", "{") or text[:1].isspace()
 
 
 def _kind(value: Any) -> str:

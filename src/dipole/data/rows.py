@@ -60,15 +60,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+_LINE_ENDS = ("", "\n", "\r\n")
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
 
 
 def parse_json(text: str, where: str) -> Any:
     """JSON, strictly: no NaN, no key twice, and no nesting that something later would stumble over."""
     try:
-        value = _DECODER.decode(text)
-        # Only a text with that many brackets can be that deep.
-        deep = text.count("[") + text.count("{") > DEPTH_LIMIT and _depth(value) > DEPTH_LIMIT
+        value = _decode(text)
+        deep = _may_be_deep(text) and _depth(value) > DEPTH_LIMIT
     except json.JSONDecodeError as error:
         raise DataError(
             f"isn't JSON (at column {error.colno}: {error.msg.removesuffix(' at')})",
@@ -82,6 +82,20 @@ def parse_json(text: str, where: str) -> Any:
     if deep:
         raise DataError(f"is nested deeper than {DEPTH_LIMIT} levels", where=where, remedy="Leave the row out.")
     return value
+
+
+def _decode(text: str) -> Any:
+    """The value that a text holds; with no search for white space around it where it is an object that fills a line."""
+    if text.startswith("{"):
+        value, end = _DECODER.raw_decode(text)
+        if text[end : end + 3] in _LINE_ENDS:
+            return value
+    return _DECODER.decode(text)
+
+
+def _may_be_deep(text: str) -> bool:
+    """Whether it has as many brackets as that takes. Most rows have one; to search is faster than to count."""
+    return ("[" in text or text.find("{", 1) > 0) and text.count("[") + text.count("{") > DEPTH_LIMIT
 
 
 def _depth(value: Any) -> int:
