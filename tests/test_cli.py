@@ -16,11 +16,10 @@ import pytest
 
 from command_line import Say, assert_one_error, write_rows, write_yaml
 from data.test_bad_files import BAD, assert_says
-from dipole import cli
-from dipole.cli import VERBS
 from dipole.config import TrainConfig
 from dipole.data.formats import load_groups
 from dipole.errors import JudgeError, TrainingFault
+from dipole.verbs.verb import Verb
 
 NEEDED = ("--model", "m", "--data", "d", "--output", "o")
 SMALL = ("--global_batch_size", "4", "--num_samples", "2", "--sample_tokens", "8")
@@ -82,7 +81,7 @@ def test_exit_statuses(
     def fail(config: TrainConfig) -> int:
         raise fault
 
-    monkeypatch.setitem(VERBS, "train", cli.Verb(fail, TrainConfig, ""))
+    monkeypatch.setattr("dipole.verbs.train.VERB", Verb(fail, TrainConfig, ""))
     assert command("train", *NEEDED) == (status, "", said)
 
 
@@ -90,7 +89,7 @@ def test_a_bug_keeps_its_traceback(command: Say, monkeypatch: pytest.MonkeyPatch
     def fail(config: TrainConfig) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(VERBS, "train", cli.Verb(fail, TrainConfig, ""))
+    monkeypatch.setattr("dipole.verbs.train.VERB", Verb(fail, TrainConfig, ""))
     with pytest.raises(ZeroDivisionError):
         command("train", *NEEDED)
 

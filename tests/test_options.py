@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from command_line import Say, assert_one_error, write_yaml
-from dipole import cli
-from dipole.cli import VERBS
 from dipole.config import TrainConfig
 from dipole.options import option_types
+from dipole.verbs import VERBS, verb
+from dipole.verbs.verb import Verb
 
 NEEDED = ("--model", "m", "--data", "d", "--output", "o")
 
@@ -24,15 +24,15 @@ NEEDED = ("--model", "m", "--data", "d", "--output", "o")
 def test_help_names_every_verb(command: Say) -> None:
     status, out, err = command("--help")
     assert (status, err) == (0, "")
-    assert all(f"  {verb} " in out for verb in VERBS)
+    assert all(f"  {name} " in out for name in VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_explains_itself_with_an_example_that_parses(verb: str, command: Say) -> None:
-    status, out, _ = command(verb, "--help")
+@pytest.mark.parametrize("name", VERBS)
+def test_each_verb_explains_itself_with_an_example_that_parses(name: str, command: Say) -> None:
+    status, out, _ = command(*name.split(), "--help")
     assert status == 0
     example = out.partition("example:\n")[2].split()
-    assert example[:2] == ["dipole", verb]
+    assert example[: 1 + len(name.split())] == ["dipole", *name.split()]
     status, out, err = command(*example[1:], "--print_config")
     assert (status, err) == (0, "")
     assert yaml.safe_load(out)
@@ -55,14 +55,14 @@ def test_python_m_dipole() -> None:
     assert done.stderr == "error: there is no option --loss.bta. Did you mean 'loss.beta'?\n"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_is_explained(verb: str, command: Say) -> None:
-    _, out, _ = command(verb, "--help")
-    for name in option_types(VERBS[verb].options):
-        shown = name.upper() if name in VERBS[verb].positional else f"--{name}"
+@pytest.mark.parametrize("name", VERBS)
+def test_every_option_is_explained(name: str, command: Say) -> None:
+    _, out, _ = command(*name.split(), "--help")
+    for option in option_types(verb(name).options):
+        shown = option.upper() if option in verb(name).positional else f"--{option}"
         entry = re.search(rf"^  {re.escape(shown)}\b((.*\n {{10}})*.*)", out, re.MULTILINE)
-        assert entry, name
-        assert len(re.findall(r"[a-z]{2,}", entry[1])) >= 2, name
+        assert entry, option
+        assert len(re.findall(r"[a-z]{2,}", entry[1])) >= 2, option
 
 
 def test_print_config_prints_what_reads_back_the_same(command: Say, tmp_path: Path) -> None:
@@ -81,8 +81,7 @@ def test_print_config_prints_what_reads_back_the_same(command: Say, tmp_path: Pa
 def parsed(monkeypatch: pytest.MonkeyPatch, command: Say) -> Callable[..., TrainConfig]:
     """The configuration that a command line of ``train`` stands for."""
     seen: list[TrainConfig] = []
-    verb = cli.Verb(lambda config: seen.append(config) or 0, TrainConfig, "")
-    monkeypatch.setitem(VERBS, "train", verb)
+    monkeypatch.setattr("dipole.verbs.train.VERB", Verb(lambda config: seen.append(config) or 0, TrainConfig, ""))
 
     def run(*argv: str | Path) -> TrainConfig:
         assert command("train", *argv) == (0, "", "")

@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import dipole
-from dipole.cli import VERBS, main
+from dipole.cli import main
+from dipole.verbs import VERBS, verb
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -112,7 +113,7 @@ def commands() -> Iterator[str]:
                     yield re.sub(r"^(\$ )?(\S*/)?dipole ", "dipole ", line)
 
 
-@pytest.mark.parametrize("command", sorted({*commands(), *(verb.example for verb in VERBS.values())}))
+@pytest.mark.parametrize("command", sorted({*commands(), *(verb(name).example for name in VERBS)}))
 def test_commands_that_pages_show_can_be_typed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command, comments=True)[1:]
     status = main(words if "--help" in words else [*words, "--print_config"])
