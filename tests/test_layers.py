@@ -27,8 +27,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "policy": (*GROUND, *DATA_FOR_POLICY),
     "auditing": (*GROUND, "data", "policy"),
     "train": (*GROUND, "data", "objective", "policy"),
-    "feedback": (*GROUND, "data", "policy.generate", "policy.load"),
-    "evaluate": (*GROUND, "data", "objective", "policy", "feedback.judge", "feedback.aggregate"),
+    "feedback": (*GROUND, "data", "policy"),
+    "evaluate": (*GROUND, "data", "objective", "policy", "feedback"),
     **dict.fromkeys(
         ("demo", "api", "iterate", "sweep"),
         (*GROUND, "data", "objective", "policy", "auditing", "train", "feedback", "evaluate"),
@@ -37,7 +37,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 """Rooms below the command line, and what each may import beside itself."""
 TOP = ("__init__", "__main__", "cli", "verbs", "options", "terminal")
 """May import everything; ``cli``, ``verbs`` and ``__init__`` only when it is needed."""
-ENTRANCE = [name for name in MODULES if place(name).partition(".")[0] in ("__init__", "cli", "verbs")]
 
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(GROUND, ("yaml",)),
