@@ -18,10 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Not this folder: transformers looks for a package called kernels, and would find kernels.py.
-if str(Path(__file__).parent) in sys.path:
-    sys.path.remove(str(Path(__file__).parent))
-    sys.path.insert(0, str(Path(__file__).parent / "versus"))
+sys.path.insert(0, str(Path(__file__).parent / "versus"))
 
 import torch
 from cases import CASES, MAIN, text_groups, useful_work, write_groups, write_pairs

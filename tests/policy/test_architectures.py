@@ -49,6 +49,10 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma 2 with windows and soft-capped scores": ("Gemma2Config", SHAPE | {"head_dim": 8} | ALTERNATING | CAPPED),
     "mistral with a window": ("MistralConfig", SHAPE | {"sliding_window": WINDOW}),
     "phi 3 with a window": ("Phi3Config", SHAPE | {"sliding_window": WINDOW}),
+    "gemma 2 with soft-capped logits": (
+        "Gemma2Config",
+        SHAPE | {"head_dim": 8} | ALTERNATING | CAPPED | {"final_logit_softcapping": 2.0},
+    ),
     "gemma 3 with windows": ("Gemma3TextConfig", SHAPE | {"head_dim": 8} | ALTERNATING),
     "qwen 2 with windows": ("Qwen2Config", SHAPE | ALTERNATING | {"use_sliding_window": True}),
     "opt with functional dropout": ("OPTConfig", OPT | {"dropout": 0.1}),
@@ -68,7 +72,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "no attention at all": ("MambaConfig", {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}),
     "positions by distance": ("BloomConfig", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "attention sinks": ("GptOssConfig", SHAPE | {"head_dim": 8} | EXPERTS),
-    "capped logits": ("Gemma3TextConfig", SHAPE | {"head_dim": 8, "final_logit_softcapping": 2.0}),
 }
 
 
@@ -119,10 +122,11 @@ def test_gradients_are_right(name: str) -> None:
             assert float((left - right).abs().max()) < 1e-5 * largest, label
 
 
-def test_the_soft_cap_matters_in_these_tests() -> None:
-    kind, settings = RIGHT["gemma 2 with windows and soft-capped scores"]
+@pytest.mark.parametrize("cap", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_the_soft_cap_matters_in_these_tests(cap: str) -> None:
+    kind, settings = RIGHT["gemma 2 with soft-capped logits"]
     tight = policy_of(kind, settings)
-    loose = policy_of(kind, settings | {"attn_logit_softcapping": 1e6})
+    loose = policy_of(kind, settings | {cap: 1e6})
     with torch.no_grad():
         assert float((tight(BATCH).logps - loose(BATCH).logps).abs().max()) > 1e-3
 

@@ -27,17 +27,19 @@ and log Σ_v p(v)².
 
 
 class HeadInput(NamedTuple):
-    """What logits are computed from: hidden · weightᵀ + bias.
+    """What logits are computed from: z = hidden · weightᵀ + bias, or softcap · tanh(z / softcap).
 
     Args:
         hidden: (T, H) states that predict the completion tokens.
         weight: (V, H).
         bias: (V,) or ``None``.
+        softcap: the largest logit, as in Gemma 2 (arXiv 2408.00118); ``None`` for no limit.
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
+    softcap: float | None = None
 
 
 def chunked_logprobs(
@@ -102,9 +104,8 @@ class _KL:
         self._reference = reference
 
     def __call__(self, log_probs: Tensor, part: slice) -> tuple[Tensor, Callable[[], Tensor]]:
-        hidden, weight, bias = self._reference
-        wide = log_probs.dtype
-        reference = _log_probs(hidden[part], weight.to(wide), bias)
+        hidden, weight, bias, softcap = self._reference
+        reference, _ = _log_probs(hidden[part], weight.to(log_probs.dtype), bias, softcap)
         probs = reference.exp()
         values = (probs * (reference - log_probs)).sum(-1)
         return values, lambda: log_probs.exp_().sub_(probs)
@@ -124,6 +125,7 @@ class _ChunkedHead(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        softcap: float | None,
         function: _OfLogits,
         byproducts: tuple[str, ...],
         target: Tensor | None,
@@ -136,15 +138,15 @@ class _ChunkedHead(torch.autograd.Function):
         direction = torch.empty_like(hidden, dtype=wide) if needs_hidden and not ctx.recompute else None
         values, *others = (hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(1 + len(byproducts)))
         for part in _chunks(hidden.shape[0], weight.shape[0], wide):
-            log_probs = _log_probs(hidden[part], head, bias)
+            log_probs, cap_slope = _log_probs(hidden[part], head, bias, softcap)
             for name, row in zip(byproducts, others, strict=True):
                 assert target is not None
                 row[part] = BYPRODUCTS[name](log_probs, target[part])
             values[part], slopes = function(log_probs, part)
             if direction is not None:
-                direction[part] = slopes() @ head
+                direction[part] = _through_cap(slopes(), cap_slope) @ head
         ctx.save_for_backward(direction, *((hidden, weight, bias) if ctx.recompute else (None,) * 3))
-        ctx.hidden_dtype, ctx.function = hidden.dtype, function
+        ctx.hidden_dtype, ctx.function, ctx.softcap = hidden.dtype, function, softcap
         ctx.mark_non_differentiable(*others)
         return (values, *others)
 
@@ -155,30 +157,42 @@ class _ChunkedHead(torch.autograd.Function):
         direction, hidden, weight, bias = ctx.saved_tensors
         if not ctx.recompute:
             scaled = None if direction is None else (upstream.unsqueeze(1) * direction).to(ctx.hidden_dtype)
-            return scaled, None, None, None, None, None
+            return scaled, None, None, None, None, None, None
         wide = upstream.dtype
         head = weight.to(wide)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=wide)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
         for part in _chunks(hidden.shape[0], weight.shape[0], wide):
-            _, slopes = ctx.function(_log_probs(hidden[part], head, bias), part)
-            grad_logits = slopes().mul_(upstream[part].unsqueeze(1))
+            log_probs, cap_slope = _log_probs(hidden[part], head, bias, ctx.softcap)
+            _, slopes = ctx.function(log_probs, part)
+            grad_logits = _through_cap(slopes(), cap_slope).mul_(upstream[part].unsqueeze(1))
             grad_weight.addmm_(grad_logits.T, hidden[part].to(wide))
             if grad_hidden is not None:
                 grad_hidden[part] = (grad_logits @ head).to(hidden.dtype)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None, None
 
 
-def _log_probs(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
-    logits = hidden.to(head.dtype) @ head.T
+def _log_probs(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """(t, V) log-probabilities of a chunk, and the slope of the cap at each logit, 1 − tanh²; ``None`` without one."""
+    logits, cap_slope = hidden.to(head.dtype) @ head.T, None
     if bias is not None:
         logits += bias
+    if softcap is not None:
+        logits.div_(softcap).tanh_()
+        cap_slope = 1 - logits.square()
+        logits.mul_(softcap)
     # One pass over the chunk, in place: a fifth of the time of logsumexp, which makes a second chunk, and subtraction.
-    return torch.log_softmax(logits, -1, out=logits)
+    return torch.log_softmax(logits, -1, out=logits), cap_slope
+
+
+def _through_cap(slopes: Tensor, cap_slope: Tensor | None) -> Tensor:
+    return slopes if cap_slope is None else slopes.mul_(cap_slope)
 
 
 def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:

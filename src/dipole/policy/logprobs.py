@@ -83,7 +83,8 @@ class Policy(nn.Module):
         if (scale := logit_scale(transformer.config)) != 1:
             hidden = hidden * scale
         head = transformer.get_output_embeddings()
-        return HeadInput(hidden, head.weight, getattr(head, "bias", None))
+        softcap = getattr(transformer.config.get_text_config(), "final_logit_softcapping", None)
+        return HeadInput(hidden, head.weight, getattr(head, "bias", None), softcap)
 
 
 def logit_scale(config: PretrainedConfig) -> float:

@@ -40,8 +40,9 @@ class AdapterOff:
     def head_input(self, batch: PackedBatch) -> HeadInput:
         """Of the model without its adapter, detached."""
         with self.policy.model.disable_adapter():  # type: ignore[operator]
-            hidden, weight, bias = self.policy.head_input(batch)
-        return HeadInput(hidden, weight.detach(), None if bias is None else bias.detach())
+            head = self.policy.head_input(batch)
+        bias = None if head.bias is None else head.bias.detach()
+        return head._replace(weight=head.weight.detach(), bias=bias)
 
 
 class FrozenCopy:

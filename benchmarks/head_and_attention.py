@@ -1,4 +1,4 @@
-"""The head and attention alone, beside plain implementations: ``python benchmarks/kernels.py --help``.
+"""The head and attention alone, beside plain implementations: ``python benchmarks/head_and_attention.py --help``.
 
 Every measurement is a process of its own, so that its peak memory is its own.
 """
@@ -18,10 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Not this folder: transformers looks for a package called kernels, and would find kernels.py.
-if str(Path(__file__).parent) in sys.path:
-    sys.path.remove(str(Path(__file__).parent))
-    sys.path.insert(0, str(Path(__file__).parent / "versus"))
+sys.path.insert(0, str(Path(__file__).parent / "versus"))
 
 import torch
 from measure import matrix_rate, now, peak_bytes
@@ -188,7 +185,7 @@ def main() -> None:
     rate = matrix_rate("cuda" if torch.cuda.is_available() else "cpu") / 1e9
     print(f"matrix rate: {rate:.0f} GFLOP/s\n\n{HEADER}", flush=True)
     rows = rows_of(options)
-    path = options.output or Path(__file__).parent / "results" / f"kernels-{began:%Y%m%d-%H%M}.json"
+    path = options.output or Path(__file__).parent / "results" / f"head-and-attention-{began:%Y%m%d-%H%M}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"date": began.isoformat(timespec="seconds"), "torch": torch.__version__, "matrix_gflops": rate}
     path.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
