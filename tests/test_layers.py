@@ -46,6 +46,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "policy": ("peft", "safetensors", "torch", "transformers"),
     "train": ("accelerate", "safetensors", "torch", "transformers", "yaml"),
     "evaluate": ("jinja2", "markupsafe", "matplotlib", "numpy", "scipy", "yaml"),
+    "feedback": ("httpx2", "torch", "transformers", "vaderSentiment", "yaml"),
     "demo": ("numpy", "vaderSentiment"),
     "api": (),
     "auditing": ("torch",),

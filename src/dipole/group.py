@@ -42,11 +42,13 @@ class Judgment:
     Args:
         annotator: who judged.
         weight: how much the judgment counts, at least 0.
+        meta: anything else that belongs to it, such as a judge's reasons.
     """
 
     kind: ClassVar[str] = ""
     annotator: str | None = None
     weight: float = 1.0
+    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):

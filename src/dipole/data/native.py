@@ -102,6 +102,8 @@ def _judgment_to_json(judgment: Judgment) -> dict[str, Any]:
         result["annotator"] = judgment.annotator
     if judgment.weight != 1:
         result["weight"] = judgment.weight
+    if judgment.meta:
+        result["meta"] = dict(judgment.meta)
     return result
 
 
@@ -127,7 +129,11 @@ def _judgment(fields: Fields) -> Judgment:
     if not isinstance(kind, str) or kind not in JUDGMENTS:
         raise fields.fault("kind", f"is {kind!r}", nearest(str(kind), JUDGMENTS))
     values = _OWN_FIELDS[kind](fields)
-    values |= {"annotator": fields.name("annotator"), "weight": fields.number("weight", 1.0)}
+    values |= {
+        "annotator": fields.name("annotator"),
+        "weight": fields.number("weight", 1.0),
+        "meta": fields.mapping("meta"),
+    }
     _refuse_unknown(fields, (*values, "kind"))
     try:
         return JUDGMENTS[kind](**values)

@@ -1,0 +1,1 @@
+"""Where judgments come from: rules, reward models, language models, and principles written down."""

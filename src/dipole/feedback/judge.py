@@ -1,0 +1,125 @@
+"""What a judge is, and how one is named on a command line or in a file.
+
+A judge looks at pairs of completions of a group and returns judgments, each signed with its name. It has one method;
+whatever has it is a judge:
+
+    class Longer:
+        name = "longer"
+
+        def judge(self, group, pairs):
+            sizes = [len(plain(completion.text)) for completion in group.completions]
+            return tuple(Comparison(i=i, j=j, p=float(sizes[i] > sizes[j]), annotator=self.name) for i, j in pairs)
+
+By name (``open_judge``), with settings after a question mark, as in ``model:SmolLM2?rubric=rubric.txt&label=agreement``:
+
+| spelling | judge | settings |
+|---|---|---|
+| ``rule:longer``, ``rule:shorter`` | the length of the text | ``as`` |
+| ``vader`` | sentiment by a lexicon, from −1 to 1 | ``as`` |
+| ``python:package.module.function``, ``file.py:function`` | a function (text) → number or (prompt, completion) → number | ``as`` |
+| ``reward_model:PATH`` | a sequence classifier with one label | ``as``, ``max_length`` |
+| ``implicit:PATH+REFERENCE`` | β · (log π(y given x) − log π_ref(y given x)) of a policy | ``as``, ``beta``, ``max_length`` |
+| ``model:PATH`` | a language model in this process, which reads the verdict's probabilities off its logits | ``rubric``, ``constitution``, ``label`` |
+| ``server:URL#MODEL`` | a language model behind an OpenAI-compatible URL, such as ``http://127.0.0.1:8000/v1`` | ``rubric``, ``constitution``, ``label``, ``key``, ``temperature``, ``max_tokens`` |
+
+``as`` is ``ratings`` (one a completion, the default of scores) or ``comparisons`` (P(i better) = σ(score i − score j)
+for reward models and implicit rewards; 1, ½ or 0 for rules and functions). ``rubric`` is a file or a sentence.
+``constitution`` is a YAML file, or ``general`` or ``film_reviews``, which come with Dipole. ``label`` is ``soft`` (the
+mean over both orders) or ``agreement`` (a tie where the orders disagree). ``key`` is the *name* of an environment
+variable. A judge's name, which goes into its judgments, is its spelling without folders and settings, unless
+``name=…`` is among the settings.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Literal, Protocol, runtime_checkable
+
+from dipole.group import Group, Judgment
+from dipole.progress import Progress, Silent
+
+Pair = tuple[int, int]
+"""Positions of two completions of a group."""
+
+Task = tuple[Group, tuple[Pair, ...]]
+"""A group, and the pairs of it to be judged."""
+
+Verdict = Literal["first", "second", "tie", "both bad", "invalid"]
+"""What a judge may say of a pair (i, j): ``first`` is i. ``invalid`` is no verdict, and never counts as a tie."""
+
+
+class Judge(Protocol):
+    """Judges completions. See the module's docstring for the names of those that come with Dipole."""
+
+    @property
+    def name(self) -> str:
+        """The annotator of its judgments."""
+
+    def judge(self, group: Group, pairs: Sequence[Pair]) -> tuple[Judgment, ...]:
+        """What the judge says of these pairs.
+
+        Comparisons of (i, j) in the order given; or ratings of the completions that the pairs name. A pair on which
+        no verdict could be had is a comparison of weight 0 whose ``meta`` has ``{"verdict": "invalid"}``.
+
+        Raises:
+            JudgeError: the judge can't go on, or its budget is spent.
+        """
+
+
+@runtime_checkable
+class BatchJudge(Judge, Protocol):
+    """A judge that is faster with many groups at a time: one with batches, or with many requests on their way."""
+
+    def judge_many(self, tasks: Iterable[Task]) -> Iterator[tuple[Judgment, ...]]:
+        """What ``judge`` says of each task, in order, as soon as it is known.
+
+        A ``JudgeError`` is raised only after the judgments of all tasks before the one that failed.
+        """
+
+
+def all_pairs(group: Group) -> tuple[Pair, ...]:
+    """Every two completions whose texts differ: of equal ones there is nothing to say."""
+    texts = [completion.text for completion in group.completions]
+    return tuple((i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] != texts[j])
+
+
+def judge_groups(
+    judge: Judge,
+    groups: Iterable[Group],
+    pairs: Callable[[Group], Sequence[Pair]] = all_pairs,
+    progress: Progress | None = None,
+) -> Iterator[Group]:
+    """The same groups with the judge's judgments added, one by one and in order.
+
+    Groups are read a little ahead where the judge takes many at a time.
+
+    Args:
+        judge: who judges.
+        groups: what to judge.
+        pairs: which pairs of a group. Groups without any are passed on as they are.
+        progress: is told of each group.
+
+    Raises:
+        JudgeError: the judge can't go on. Every group before has been yielded.
+    """
+    progress = progress or Silent()
+    waiting: deque[Group] = deque()
+
+    def tasks() -> Iterator[Task]:
+        for group in groups:
+            waiting.append(group)
+            yield group, tuple(pairs(group))
+
+    many = judge.judge_many(tasks()) if isinstance(judge, BatchJudge) else _one_by_one(judge, tasks())
+    for judgments in many:
+        group = waiting.popleft()
+        yield replace(group, judgments=(*group.judgments, *judgments))
+        progress.advance()
+
+
+def _one_by_one(judge: Judge, tasks: Iterable[Task]) -> Iterator[tuple[Judgment, ...]]:
+    for group, pairs in tasks:
+        yield judge.judge(group, pairs) if pairs else ()
