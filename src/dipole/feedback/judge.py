@@ -10,24 +10,7 @@ whatever has it is a judge:
             sizes = [len(plain(completion.text)) for completion in group.completions]
             return tuple(Comparison(i=i, j=j, p=float(sizes[i] > sizes[j]), annotator=self.name) for i, j in pairs)
 
-By name (``open_judge``), with settings after a question mark, as in ``model:SmolLM2?rubric=rubric.txt&label=agreement``:
-
-| spelling | judge | settings |
-|---|---|---|
-| ``rule:longer``, ``rule:shorter`` | the length of the text | ``as`` |
-| ``vader`` | sentiment by a lexicon, from −1 to 1 | ``as`` |
-| ``python:package.module.function``, ``file.py:function`` | a function (text) → number or (prompt, completion) → number | ``as`` |
-| ``reward_model:PATH`` | a sequence classifier with one label | ``as``, ``max_length`` |
-| ``implicit:PATH+REFERENCE`` | β · (log π(y given x) − log π_ref(y given x)) of a policy | ``as``, ``beta``, ``max_length`` |
-| ``model:PATH`` | a language model in this process, which reads the verdict's probabilities off its logits | ``rubric``, ``constitution``, ``label`` |
-| ``server:URL#MODEL`` | a language model behind an OpenAI-compatible URL, such as ``http://127.0.0.1:8000/v1`` | ``rubric``, ``constitution``, ``label``, ``key``, ``temperature``, ``max_tokens`` |
-
-``as`` is ``ratings`` (one a completion, the default of scores) or ``comparisons`` (P(i better) = σ(score i − score j)
-for reward models and implicit rewards; 1, ½ or 0 for rules and functions). ``rubric`` is a file or a sentence.
-``constitution`` is a YAML file, or ``general`` or ``film_reviews``, which come with Dipole. ``label`` is ``soft`` (the
-mean over both orders) or ``agreement`` (a tie where the orders disagree). ``key`` is the *name* of an environment
-variable. A judge's name, which goes into its judgments, is its spelling without folders and settings, unless
-``name=…`` is among the settings.
+``dipole.feedback.registry`` opens those that come with Dipole by a name, such as ``rule:longer``.
 """
 
 from __future__ import annotations
