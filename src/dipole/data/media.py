@@ -31,29 +31,32 @@ def media_faults(group: Group, folder: Path | None) -> Iterator[Fault]:
         folder: that of the data file; ``None`` if there is none, and then only the references themselves are checked.
     """
     for text in (group.prompt, *(completion.text for completion in group.completions)):
-        for kind, reference in _references(text):
+        for kind, reference in media_references(text):
             fault = _fault(kind, reference, folder)
             if fault is not None:
                 yield fault
 
 
-def _references(text: Text) -> Iterator[tuple[str, Any]]:
+def media_references(text: Text) -> Iterator[tuple[str, Any]]:
     """Kind and path of every file that a message's parts name."""
-    if isinstance(text, str):
-        return
-    for message in text:
+    for message in () if isinstance(text, str) else text:
         content = message.get("content")
         if isinstance(content, Sequence) and not isinstance(content, str):
             for part in content:
-                kind = part.get("type", "") if isinstance(part, Mapping) else ""
-                kind = str(kind).removesuffix("_url")
-                if kind in KINDS:
-                    yield kind, _reference(part, kind)
+                if (found := media_reference(part)) is not None:
+                    yield found
 
 
-def _reference(part: Mapping[str, Any], kind: str) -> Any:
+def media_reference(part: Any) -> tuple[str, Any] | None:
+    """Kind and path of the file that a part of a message stands for; ``None`` if it is something else, such as text.
+
+    The path is whatever the data say; see ``media_faults`` for what may be wrong with it.
+    """
+    kind = str(part.get("type", "")).removesuffix("_url") if isinstance(part, Mapping) else ""
+    if kind not in KINDS:
+        return None
     found = next((part[name] for name in ("path", kind, f"{kind}_url", "url") if part.get(name) is not None), None)
-    return found.get("url") if isinstance(found, Mapping) else found
+    return kind, found.get("url") if isinstance(found, Mapping) else found
 
 
 def _fault(kind: str, reference: Any, folder: Path | None) -> Fault | None:
