@@ -17,12 +17,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, Protocol, runtime_checkable
 
-from dipole.group import Group, Judgment
+from dipole.errors import JudgeError
+from dipole.group import Comparison, Group, Judgment
 from dipole.progress import Progress, Silent
+
+MAX_INVALID = 0.2
+"""Share of pairs without a verdict above which a judge is stopped."""
+
+ENOUGH = 50
+"""Pairs that have to be judged before a judge is stopped for that; at the end any number will do."""
 
 Pair = tuple[int, int]
 """Positions of two completions of a group."""
@@ -69,11 +76,71 @@ def all_pairs(group: Group) -> tuple[Pair, ...]:
     return tuple((i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] != texts[j])
 
 
+@dataclass(slots=True)
+class Tally:
+    """What became of the pairs that a judge was asked about.
+
+    Args:
+        judgments: all of them.
+        comparisons: those that compare two completions, with or without a verdict.
+        ties: comparisons at ½, those of two bad answers included.
+        both_bad: comparisons in which neither answer was acceptable.
+        invalid: comparisons without a verdict; they have no weight and are no ties.
+        talks_to_judges: comparisons in which an answer seems to address the judge.
+    """
+
+    judgments: int = 0
+    comparisons: int = 0
+    ties: int = 0
+    both_bad: int = 0
+    invalid: int = 0
+    talks_to_judges: int = 0
+
+    def add(self, judgments: Iterable[Judgment]) -> None:
+        """Counts them."""
+        for judgment in judgments:
+            self.judgments += 1
+            if not isinstance(judgment, Comparison):
+                continue
+            invalid = is_invalid(judgment)
+            self.comparisons += 1
+            self.invalid += invalid
+            self.ties += judgment.p == 0.5 and not invalid
+            self.both_bad += judgment.meta.get("verdict") == "both bad"
+            self.talks_to_judges += "talks_to_judges" in judgment.meta
+
+    def check(self, most_invalid: float, *, least: int) -> None:
+        """Stops where too many pairs have no verdict.
+
+        Args:
+            most_invalid: the largest share.
+            least: how many comparisons there have to be, or chance would decide.
+
+        Raises:
+            JudgeError: there are more.
+        """
+        if self.comparisons >= least and self.invalid > most_invalid * self.comparisons:
+            raise JudgeError(
+                f"{self.invalid} of {self.comparisons} pairs have no valid verdict",
+                where="--judge",
+                remedy="See their reasons in the output; use a more capable judge or a shorter rubric, or raise "
+                f"--max_invalid (now {most_invalid:g})",
+            )
+
+
+def is_invalid(judgment: Judgment) -> bool:
+    """Whether it says that no verdict could be had."""
+    return judgment.meta.get("verdict") == "invalid"
+
+
 def judge_groups(
     judge: Judge,
     groups: Iterable[Group],
     pairs: Callable[[Group], Sequence[Pair]] = all_pairs,
     progress: Progress | None = None,
+    *,
+    tally: Tally | None = None,
+    max_invalid: float = MAX_INVALID,
 ) -> Iterator[Group]:
     """The same groups with the judge's judgments added, one by one and in order.
 
@@ -84,11 +151,13 @@ def judge_groups(
         groups: what to judge.
         pairs: which pairs of a group. Groups without any are passed on as they are.
         progress: is told of each group.
+        tally: counts what became of the pairs.
+        max_invalid: the largest share of pairs that may be without a verdict.
 
     Raises:
-        JudgeError: the judge can't go on. Every group before has been yielded.
+        JudgeError: the judge can't go on, or too many pairs have no verdict. Every group before has been yielded.
     """
-    progress = progress or Silent()
+    progress, tally = progress or Silent(), tally or Tally()
     waiting: deque[Group] = deque()
 
     def tasks() -> Iterator[Task]:
@@ -99,8 +168,11 @@ def judge_groups(
     many = judge.judge_many(tasks()) if isinstance(judge, BatchJudge) else _one_by_one(judge, tasks())
     for judgments in many:
         group = waiting.popleft()
+        tally.add(judgments)
         yield replace(group, judgments=(*group.judgments, *judgments))
-        progress.advance()
+        progress.advance(note=f"{tally.invalid} without a verdict" if tally.invalid else "")
+        tally.check(max_invalid, least=ENOUGH)
+    tally.check(max_invalid, least=1)
 
 
 def _one_by_one(judge: Judge, tasks: Iterable[Task]) -> Iterator[tuple[Judgment, ...]]:

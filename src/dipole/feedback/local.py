@@ -5,17 +5,22 @@ Everything goes through ``policy.logprobs``: a prompt is computed once for all o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from dipole.data.batch import in_chunks, pack
-from dipole.data.reduce import LabeledGroup, PairRelation, UnaryRelation
-from dipole.data.tokenize import PromptFormat, TokenizedGroup, TokenizeOptions, prompt_token_ids, tokenize_groups
+from dipole.data.batch import PackedBatch, in_chunks, pack
+from dipole.data.reduce import LabeledGroup, UnaryRelation
+from dipole.data.tokenize import TokenizedGroup, TokenizeOptions, prompt_token_ids, tokenize_groups
 from dipole.errors import DataError
+from dipole.feedback.cache import content_key
 from dipole.group import Group, Message, plain
-from dipole.policy.load import fingerprint, load_model, load_tokenizer, max_positions, weights_dtype
-from dipole.policy.logprobs import Policy, check_engine, sum_by_completion
+from dipole.policy.generate import Sampling, sample
+from dipole.policy.logprobs import check_engine, sum_by_completion
+from dipole.policy.reference import AdapterOff
+from dipole.policy.saved import load_policy
 
 PACKED_TOKENS = 8192
 DEFAULT_LENGTH = 2048
@@ -25,7 +30,7 @@ class LocalModel:
     """A causal language model on the best device there is, with its tokenizer.
 
     Args:
-        path: a local folder or a hub id.
+        path: a local folder or a hub id, of a model or of an adapter.
         max_length: tokens of a prompt with one completion; by default 2048, or what the model takes if that is less.
 
     Raises:
@@ -33,28 +38,37 @@ class LocalModel:
     """
 
     def __init__(self, path: str, *, max_length: int | None = None) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = weights_dtype("auto", device)
-        self.tokenizer = load_tokenizer(path)
-        self.policy = Policy(load_model(path, dtype=dtype).to(device)).eval()
-        self.max_length = min(max_length or DEFAULT_LENGTH, max_positions(path) or DEFAULT_LENGTH)
-        probe = TokenizedGroup(id="", prompt_ids=(1, 2, 3), completion_ids=((4, 5), (6,)), relations=(PairRelation(0, 1),))
-        tolerance = 1e-3 if dtype == torch.float32 else 0.5
-        check_engine(self.policy, pack([probe]).to(device), tolerance=tolerance)
+        self._saved = load_policy(path)
+        self.policy, self.tokenizer = self._saved.policy, self._saved.tokenizer
+        config = self.policy.transformer.config.get_text_config()
+        most = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
+        self.max_length = min(max_length or DEFAULT_LENGTH, most)
+        tolerance = 1e-3 if self.policy.transformer.dtype == torch.float32 else 0.5
+        check_engine(self.policy, _probe().to(self.policy.device), tolerance=tolerance)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there is an adapter that can be switched off."""
+        return hasattr(self.policy.model, "disable_adapter")
 
     def fingerprint(self) -> str:
-        """A hash of its weights and its template: what its answers depend on beside the question."""
-        return f"{fingerprint(self.policy)}:{self.max_length}:{hash_of(str(self.tokenizer.chat_template))}"
+        """A hash of what its answers depend on beside the question: weights, precision, template, length."""
+        return content_key(
+            {
+                "weights": self._saved.fingerprint,
+                "dtype": str(self.policy.transformer.dtype),
+                "template": str(self.tokenizer.chat_template),
+                "max_length": self.max_length,
+            }
+        )
 
     def chat_ids(self, messages: Sequence[Message], begin: str = "") -> tuple[int, ...]:
         """Tokens of a chat up to where the assistant speaks, and of the beginning of what it says.
 
         Without a chat template the messages are plain paragraphs.
         """
-        if self.tokenizer.chat_template:
-            (ids,) = prompt_token_ids([tuple(messages)], self.tokenizer, "as_is")
-        else:
-            (ids,) = prompt_token_ids([f"{plain(tuple(messages))}\n\n"], self.tokenizer, "as_is")
+        chat = tuple(messages) if self.tokenizer.chat_template else f"{plain(tuple(messages))}\n\n"
+        (ids,) = prompt_token_ids([chat], self.tokenizer, "as_is")
         return (*ids, *self.text_ids(begin))
 
     def text_ids(self, text: str) -> tuple[int, ...]:
@@ -62,30 +76,64 @@ class LocalModel:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
     @torch.no_grad()
-    def logps(self, groups: Sequence[TokenizedGroup]) -> dict[str, list[float]]:
-        """The summed log-probability of each completion, in nats, by the group's id."""
+    def logps(self, groups: Sequence[TokenizedGroup], *, adapter: bool = True) -> dict[str, list[float]]:
+        """The summed log-probability of each completion, in nats, by the group's id.
+
+        Args:
+            groups: each with an id of its own.
+            adapter: with the adapter, if there is one; otherwise of the model without it.
+        """
+        sizes = {group.id: len(group.completion_ids) for group in groups}
+        without = None if adapter else AdapterOff(self.policy)
         found: dict[str, list[float]] = {}
         for batch in in_chunks(groups, PACKED_TOKENS):
             moved = batch.to(self.policy.device)
-            sums = iter(sum_by_completion(self.policy(moved).logps, moved).tolist())
-            sizes = {group.id: len(group.completion_ids) for group in groups}
+            logps = self.policy(moved).logps if without is None else without.token_logps(moved)
+            sums = iter(sum_by_completion(logps, moved).tolist())
             for id in batch.group_ids:
                 found[id] = [next(sums) for _ in range(sizes[id])]
         return found
 
-    def tokenize(self, groups: Iterable[Group], prompt_format: PromptFormat) -> Iterator[TokenizedGroup]:
-        """All completions of each group as training sees them; ``facts["position"]`` says which are left after cuts.
+    def option_logps(
+        self, prompts: Mapping[str, tuple[int, ...]], options: Sequence[tuple[int, ...]]
+    ) -> dict[str, list[float]]:
+        """The log-probability of each option as what follows each prompt, by the prompt's key."""
+        groups = [
+            TokenizedGroup(id=key, prompt_ids=ids, completion_ids=tuple(options), relations=())
+            for key, ids in prompts.items()
+        ]
+        return self.logps(groups)
 
-        Groups of which nothing fits are left out.
-        """
-        options = TokenizeOptions(max_length=self.max_length, prompt_format=prompt_format)
-        for group in groups:
-            positions = tuple(range(len(group.completions)))
-            labeled = LabeledGroup(
-                group, tuple(UnaryRelation(i, desirable=True) for i in positions), facts={"position": positions}
+    def write(self, messages: Sequence[Message], sampling: Sampling) -> str | None:
+        """What the model answers to a chat; ``None`` where the chat is too long for it."""
+        ids = self.chat_ids(messages)
+        if len(ids) + sampling.max_new_tokens > self.max_length:
+            return None
+        (written,) = sample(self.policy, self.tokenizer, [ids], sampling)
+        return written.text
+
+
+def as_tokens(
+    groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions
+) -> Iterator[TokenizedGroup]:
+    """All completions of each group as training sees them, with the group's place in the list as id.
+
+    ``facts["position"]`` says which completions are left after cuts. Groups of which nothing fits are left out.
+    """
+    for number, group in enumerate(groups):
+        positions = tuple(range(len(group.completions)))
+        relations = tuple(UnaryRelation(i, desirable=True) for i in positions)
+        try:
+            (tokenized,), _ = tokenize_groups(
+                [LabeledGroup(replace(group, id=str(number)), relations, facts={"position": positions})],
+                tokenizer,
+                options,
             )
-            try:
-                (tokenized,), _ = tokenize_groups([labeled], self.tokenizer, options)
-            except DataError:
-                continue
-            yield tokenized
+        except DataError:
+            continue
+        yield tokenized
+
+
+def _probe() -> PackedBatch:
+    group = TokenizedGroup(id="", prompt_ids=(1, 2, 3), completion_ids=((4, 5), (6,)), relations=())
+    return pack([group])

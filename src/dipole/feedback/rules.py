@@ -44,9 +44,7 @@ class ScoreJudge:
         scores = {i: self._score(group, prompt, i) for i in wanted}
         if self._form == "ratings":
             return tuple(Rating(i=i, value=score, annotator=self.name) for i, score in scores.items())
-        return tuple(
-            Comparison(i=i, j=j, p=_higher(scores[i], scores[j]), annotator=self.name) for i, j in pairs
-        )
+        return tuple(Comparison(i=i, j=j, p=_higher(scores[i], scores[j]), annotator=self.name) for i, j in pairs)
 
     def _score(self, group: Group, prompt: str, i: int) -> float:
         try:
