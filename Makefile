@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv with PyTorch and $$(grep -c == constraints.txt) pinned packages; the first time this takes a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) torch
-	@$(PIP) --editable '.[demo,dev]'
+	@$(PIP) --editable '.[demo,dev,studio]'
 	@touch $@
 
 demo: $(READY)
