@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dipole.data.audit import AuditReport, Finding
     from dipole.evaluate.run_folder import Measure
     from dipole.evaluate.stats import Estimate
+    from dipole.feedback.check import Check
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there are no bars."""
@@ -89,6 +90,26 @@ def show_findings(findings: Sequence[Finding], *, label: str | None = None) -> N
             show(f"           · {example}")
         if finding.remedy:
             show(f"           → {finding.remedy}")
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """A table: what a check of a judge asked, the share with its 95 % interval, and whether that is as it should be."""
+    table = Table("check", "share of", "share", "should be", "n", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    words = {True: "ok", False: "FAILED", None: ""}
+    for check in checks:
+        share = "–" if check.share is None else f"{check.share:.0%} [{check.low:.0%}, {check.high:.0%}]"
+        cells = [check.name, check.question, share, check.limit, f"{check.n:,}", words[check.passed]]
+        table.add_row(*map(Text, cells))
+    _console(sys.stdout).print(table)
+    show("In brackets: 95 % confidence intervals. A check fails only if all of its interval is on the wrong side.")
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of words."""
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for row in rows:
+        table.add_row(*(Text(inert(cell)) for cell in row))
+    _console(sys.stdout).print(table)
 
 
 @dataclass(slots=True)

@@ -119,4 +119,5 @@ class Budget:
 
 def most_tokens(messages: Sequence[Message]) -> int:
     """More tokens than messages can have."""
-    return TOKENS_A_TEMPLATE + sum(TOKENS_A_MESSAGE + len(plain((message,)).encode()) for message in messages)
+    sizes = (len(plain((message,)).encode(errors="surrogatepass")) for message in messages)
+    return TOKENS_A_TEMPLATE + sum(TOKENS_A_MESSAGE + size for size in sizes)

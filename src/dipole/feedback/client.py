@@ -36,7 +36,8 @@ except ImportError as missing:
         "models behind a URL need the package httpx2", remedy="Install it: pip install 'dipole[judge]'"
     ) from missing
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MAX_REPLY_BYTES = 4 * 2**20
 WORTH_ANOTHER_TRY = frozenset({408, 409, 425, 429})
@@ -147,6 +148,7 @@ class ChatClient:
         self._http = httpx2.Client(
             headers={"Content-Type": "application/json"}
             | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            verify=parts.scheme == "https",  # no redirect is followed, so plain HTTP needs no certificates
             trust_env=parts.hostname not in LOOPBACK,  # a proxy can't know this machine's own servers
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
         )

@@ -10,7 +10,7 @@
 | ``implicit:PATH+REFERENCE`` | β · (log π − log π_ref) of a trained policy | as, beta, max_length, format |
 | ``implicit:ADAPTER`` | likewise, of an adapter on its model | as, beta, max_length, format |
 | ``model:PATH`` | a language model in this process, by its logits | rubric, constitution, label, max_length |
-| ``server:URL#MODEL`` | one behind an OpenAI-compatible URL | rubric, constitution, label, key, temperature, max_tokens |
+| ``server:URL#MODEL`` | one behind an OpenAI-like URL | rubric, constitution, label, key, temperature, max_tokens |
 
 as in ``server:http://127.0.0.1:8000/v1#Qwen3-8B?constitution=general&key=JUDGE_KEY``. Every judge takes ``name``, the
 annotator of its judgments; otherwise that is its spelling without folders and settings.
@@ -40,6 +40,7 @@ from dipole.feedback.rules import RULES, Form
 
 if TYPE_CHECKING:
     from dipole.feedback.client import ChatClient
+    from dipole.feedback.revise import Writer
 
 LONGEST_SENTENCE = 4000
 
@@ -199,6 +200,31 @@ def open_client(parts: Spelling, options: JudgeOptions) -> ChatClient:
         limits=options.limits,
         patience=Patience(timeout=options.timeout),
     )
+
+
+def open_writer(spelling: str, options: JudgeOptions | None = None) -> tuple[Writer, Constitution]:
+    """The model behind a language-model judge, to criticise and revise answers with, and its constitution.
+
+    Raises:
+        ConfigError: the judge is of another kind, or has no constitution.
+        JudgeError: the cache can't be used.
+    """
+    from dipole.feedback.revise import LocalWriter, RemoteWriter
+
+    parts, options = parse_spelling(spelling), options or JudgeOptions()
+    if parts.kind not in ("model", "server") or "constitution" not in parts.settings:
+        raise parts.fault("only a language model with a constitution revises answers", "Add ?constitution=general")
+    constitution = constitution_of(parts)
+    if parts.kind == "server":
+        max_tokens, temperature = parts.number("max_tokens", int, 512), parts.number("temperature", float, 0.0)
+        client = open_client(parts, options)
+        return RemoteWriter(
+            client, threads=options.threads, max_tokens=max_tokens, temperature=temperature
+        ), constitution
+    from dipole.feedback.local import LocalModel
+
+    model = LocalModel(parts.what, max_length=parts.number("max_length", int, None))
+    return LocalWriter(model, parts.name, Cache(options.cache)), constitution
 
 
 def _form(parts: Spelling) -> Form:
