@@ -12,8 +12,13 @@ from dipole.verbs.verb import Verb
 VERBS = {
     "demo": "demo",
     "train": "train",
+    "generate": "generate",
+    "judge": "judge",
     "audit": "audit",
     "convert": "convert",
+    "merge": "merge",
+    "annotate": "annotate",
+    "aggregate": "aggregate",
     "report": "report",
 }
 """The module of each verb, in the order of the help. A verb may have two words."""
