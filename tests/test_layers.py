@@ -43,8 +43,10 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(GROUND, ("yaml",)),
     "data": ("PIL", "datasets", "datasketch", "numpy", "pyarrow", "scipy", "sklearn", "tokenizers"),
     "data.batch": ("numpy", "torch"),
+    "data.template_worker": ("transformers",),
     "objective": ("torch",),
     "policy": ("peft", "safetensors", "torch", "transformers"),
+    "policy.locate": ("huggingface_hub",),
     "train": ("accelerate", "safetensors", "torch", "transformers", "yaml"),
     "evaluate": ("jinja2", "markupsafe", "matplotlib", "numpy", "scipy", "yaml"),
     "feedback": (

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Literal, Protocol
 
 from dipole.data.reduce import LabeledGroup, ListRelation, PairRelation, Relation, UnaryRelation
+from dipole.data.template import HasTemplate, render
 from dipole.errors import ConfigError, DataError
 from dipole.group import Message, Text
 
@@ -22,7 +23,7 @@ PromptFormat = Literal["as_is", "chat"]
 CHUNK = 256  # groups whose texts go to the tokenizer in one call
 
 
-class Tokenizer(Protocol):
+class Tokenizer(HasTemplate, Protocol):
     """What is asked of a tokenizer; those of ``transformers`` have it."""
 
     bos_token_id: int | None
@@ -31,9 +32,6 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: list[str], *, add_special_tokens: bool = True) -> Any:
         """Token ids of each text, under the key ``input_ids``."""
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
-        """The conversation as one string (``tokenize=False``)."""
 
     def decode(self, token_ids: Any, **options: Any) -> Any:
         """The text of the ids."""
@@ -142,11 +140,10 @@ def tokenize_groups(
 
 def prompt_token_ids(prompts: Sequence[Text], tokenizer: Tokenizer, prompt_format: PromptFormat) -> list[list[int]]:
     """Token ids of prompts alone, as training sees them: where a sample starts."""
-    ids = []
-    for prompt in prompts:
-        texts = _texts(prompt, [], tokenizer, prompt_format)
-        ids.append(_token_ids([texts.prompt], tokenizer, special=not texts.templated)[0])
-    return ids
+    return [
+        _token_ids([texts.prompt], tokenizer, special=not texts.templated)[0]
+        for texts in _texts([(prompt, []) for prompt in prompts], tokenizer, prompt_format)
+    ]
 
 
 def _encoded(
@@ -161,15 +158,8 @@ def _encoded(
 
 def _tokenized_texts(chunk: list[LabeledGroup], tokenizer: Tokenizer, options: TokenizeOptions) -> list[_Texts]:
     """Renders a chunk and tokenizes all its strings in one or two calls: fast tokenizers work in parallel."""
-    rendered = [
-        _texts(
-            labeled.group.prompt,
-            [completion.text for completion in labeled.group.completions],
-            tokenizer,
-            options.prompt_format,
-        )
-        for labeled in chunk
-    ]
+    groups = [(labeled.group.prompt, [item.text for item in labeled.group.completions]) for labeled in chunk]
+    rendered = _texts(groups, tokenizer, options.prompt_format)
     for templated in (False, True):
         part = [texts for texts in rendered if texts.templated is templated]
         strings = [string for texts in part for string in (texts.prompt, *texts.full)]
@@ -197,43 +187,48 @@ def _token_ids(strings: list[str], tokenizer: Tokenizer, *, special: bool) -> li
     return [row[begins and row[:2] == [bos, bos] : len(row) - ends] for row in ids]
 
 
-def _texts(prompt: Text, completions: list[Text], tokenizer: Tokenizer, prompt_format: PromptFormat) -> _Texts:
-    """Plain text stays plain only when prompt and completions all are, and nothing else was asked for."""
-    is_plain = isinstance(prompt, str) and all(isinstance(completion, str) for completion in completions)
-    if is_plain and prompt_format == "as_is":
-        assert isinstance(prompt, str)
-        return _Texts(prompt, [prompt + str(completion) for completion in completions], templated=False)
-    if not tokenizer.chat_template:
+def _texts(
+    groups: Sequence[tuple[Text, Sequence[Text]]], tokenizer: Tokenizer, prompt_format: PromptFormat
+) -> list[_Texts]:
+    """The strings of prompts with their completions.
+
+    Plain text stays plain only when prompt and completions all are, and nothing else was asked for.
+
+    Raises:
+        ConfigError, DataError: see ``data.template``.
+    """
+    plain = [prompt_format == "as_is" and _is_plain(prompt, completions) for prompt, completions in groups]
+    chats = [group for group, is_plain in zip(groups, plain, strict=True) if not is_plain]
+    if chats and not tokenizer.chat_template:
         raise ConfigError(
-            "the data holds chat messages, but the tokenizer has no chat template",
+            "a chat can't be written out, since the tokenizer has no chat template",
             remedy="Use a model whose tokenizer has one, or give plain-text prompts and completions",
         )
-    messages = _messages(prompt, "user")
-    try:
-        return _Texts(
-            _render(messages, tokenizer, generation_prompt=True),
-            [_render((*messages, *_messages(completion, "assistant")), tokenizer) for completion in completions],
-            templated=True,
+    rendered = iter(
+        render(
+            [
+                (_messages(prompt, "user"), [_messages(completion, "assistant") for completion in completions])
+                for prompt, completions in chats
+            ],
+            tokenizer,
         )
-    except (
-        Exception
-    ) as fault:  # a template is a program of the model's author: whatever it raises is about the messages
-        raise DataError(
-            f"the chat template refuses these messages: {fault}",
-            where=f"prompt beginning with {str(messages[:1])[:80]}",
-            remedy="Check the roles and their order",
-        ) from fault
+    )
+    texts = []
+    for (prompt, completions), is_plain in zip(groups, plain, strict=True):
+        if is_plain:
+            texts.append(_Texts(str(prompt), [f"{prompt}{completion}" for completion in completions], templated=False))
+        else:
+            first, *full = next(rendered)
+            texts.append(_Texts(first, full, templated=True))
+    return texts
+
+
+def _is_plain(prompt: Text, completions: Sequence[Text]) -> bool:
+    return isinstance(prompt, str) and all(isinstance(completion, str) for completion in completions)
 
 
 def _messages(text: Text, role: str) -> tuple[Message, ...]:
     return ({"role": role, "content": text},) if isinstance(text, str) else text
-
-
-def _render(messages: Sequence[Message], tokenizer: Tokenizer, *, generation_prompt: bool = False) -> str:
-    rendered: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=generation_prompt
-    )
-    return rendered
 
 
 @dataclass(frozen=True, slots=True)

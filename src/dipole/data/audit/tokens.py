@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from dipole.data.audit.coverage import histogram
 from dipole.data.audit.finding import NUM_EXAMPLES, Finding, Result, excerpt, severity
 from dipole.data.audit.intervals import wilson_interval
 from dipole.data.reduce import LabeledGroup, PairRelation, Relation, UnaryRelation, pair_labels
+from dipole.data.template import render
 from dipole.data.tokenize import (
     CHUNK,
     PromptFormat,
@@ -25,7 +26,7 @@ from dipole.data.tokenize import (
 )
 from dipole.data.validate import is_blank
 from dipole.errors import DataError
-from dipole.group import Group, Text, plain
+from dipole.group import Group, Message, plain
 
 CUT_LIMITS = (0.05, 0.25)
 """Share of answers that are cut at the limit."""
@@ -77,7 +78,10 @@ class TokenCheck:
         relations: tuple[Relation, ...] = pair_labels(group)
         unary = tuple(UnaryRelation(i, desirable=True) for i in range(len(group.completions)))
         self._waiting.append(LabeledGroup(group, relations or unary))
-        self._look_for_damage(group)
+        texts = (group.prompt, *(completion.text for completion in group.completions))
+        held = {token for token in self._special for text in texts if token in plain(text)}
+        if held:
+            self._faults["special_tokens"].append(f"{group.id}: holds {', '.join(sorted(held))} as text")
         if len(self._waiting) == CHUNK:
             self._work_off()
 
@@ -118,6 +122,7 @@ class TokenCheck:
             self._measure(whole)
             if any(len(whole.prompt_ids) + len(ids) > self._max_length for ids in whole.completion_ids):
                 self._measure_cut(labeled)
+        self._look_for_damage([labeled.group for labeled in waiting])
 
     def _tokenized(self, groups: list[LabeledGroup]) -> list[TokenizedGroup | None]:
         """Each group as tokens, nothing cut; ``None`` where that fails, which is noted.
@@ -161,32 +166,24 @@ class TokenCheck:
             name = "prompt_too_long" if prompt_alone else "equal_when_cut"
             self._faults[name].append(f"{id}: {excerpt(labeled.group.prompt)}")
 
-    def _look_for_damage(self, group: Group) -> None:
-        texts = (group.prompt, *(completion.text for completion in group.completions))
-        held = {token for token in self._special for text in texts if token in plain(text)}
-        if held:
-            self._faults["special_tokens"].append(f"{group.id}: holds {', '.join(sorted(held))} as text")
-        answer = group.completions[0].text
-        if not isinstance(group.prompt, str) and not isinstance(answer, str):
-            lost = self._lost((*group.prompt, *answer))
+    def _look_for_damage(self, groups: Sequence[Group]) -> None:
+        """Whether the template drops or reorders messages; groups that it refuses have been noted already."""
+        chats = [
+            (group, group.prompt, group.completions[0].text)
+            for group in groups
+            if not isinstance(group.prompt, str) and not isinstance(group.completions[0].text, str)
+        ]
+        try:
+            rendered = render([(prompt, [answer]) for _, prompt, answer in chats], self._tokenizer)
+        except DataError:
+            if len(groups) > 1:
+                for group in groups:
+                    self._look_for_damage([group])
+            return
+        for (group, prompt, answer), (_, text) in zip(chats, rendered, strict=True):
+            lost = _lost((*prompt, *answer), text)
             if lost is not None:
                 self._faults["template_damage"].append(f"{group.id}: {lost} isn't where it should be")
-
-    def _lost(self, messages: Text) -> str | None:
-        """The first message that the template drops, changes, or puts before an earlier one."""
-        assert not isinstance(messages, str)
-        try:
-            rendered: Any = self._tokenizer.apply_chat_template(list(messages), tokenize=False)
-        except Exception:
-            return None
-        place = 0
-        for number, message in enumerate(messages):
-            words = plain((message,)).strip() if isinstance(message.get("content"), str) else ""
-            found = rendered.find(words, place)
-            if found < 0:
-                return f"message {number + 1} ({message.get('role')})"
-            place = found + len(words)
-        return None
 
     def _truncation(self, prompt: Any, completion: Any, preferred: Any, other: Any) -> Iterator[Finding]:
         cut = prompt + completion > self._max_length
@@ -251,6 +248,18 @@ class TokenCheck:
 
     def _enough(self, length: Any) -> int:
         return _rounded(float(np.quantile(length, ENOUGH)))
+
+
+def _lost(messages: Sequence[Message], rendered: str) -> str | None:
+    """The first message that a rendered conversation lacks, has changed, or has before an earlier one."""
+    place = 0
+    for number, message in enumerate(messages):
+        words = plain((message,)).strip() if isinstance(message.get("content"), str) else ""
+        found = rendered.find(words, place)
+        if found < 0:
+            return f"message {number + 1} ({message.get('role')})"
+        place = found + len(words)
+    return None
 
 
 def _rounded(tokens: float) -> int:
