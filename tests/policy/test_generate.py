@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -70,6 +71,7 @@ def test_temperature_one_is_the_model_itself_whatever_its_own_settings_say(polic
 
 def test_a_sample_ends_with_its_end_token_once(tokenizer: Any) -> None:
     model = build_model()
+    model.generation_config.eos_token_id = None
     with torch.no_grad():
         model.model.embed_tokens.weight[tokenizer.eos_token_id] *= 4  # tied: makes the end likely
     for pad in ("<|pad|>", tokenizer.eos_token):
@@ -112,3 +114,26 @@ def test_an_adapter_takes_part_and_can_be_switched_off() -> None:
     assert sample(adapted, tokenizer, PROMPTS, greedy) != plain
     with adapted.model.disable_adapter():  # type: ignore[operator]
         assert sample(adapted, tokenizer, PROMPTS, greedy) == plain
+
+
+def test_a_stop_text_ends_a_sample_and_is_not_part_of_it(policy: Policy, tokenizer: Any) -> None:
+    free = sample(policy, tokenizer, [[5, 6]] * 20, Sampling(max_new_tokens=30, seed=2))
+    stop = next(a + b for item in free for a, b in pairwise(item.verbatim[2:]) if (a + b).isascii())
+    stopped = sample(policy, tokenizer, [[5, 6]] * 20, Sampling(max_new_tokens=30, seed=2, stop=("never there", stop)))
+    assert any(stop in item.verbatim for item in free)
+    for before, after in zip(free, stopped, strict=True):
+        place = before.verbatim.find(stop)
+        assert after.ids == before.ids[: len(after.ids)]
+        if place < 0:
+            assert after == before
+        else:
+            assert after.finished
+            assert after.verbatim == before.verbatim[:place]
+            assert stop in tokenizer.decode(after.ids)
+            assert stop not in tokenizer.decode(after.ids[:-1])
+
+
+def test_text_is_verbatim_without_the_white_space_around(policy: Policy, tokenizer: Any) -> None:
+    drawn = sample(policy, tokenizer, [[5, 6]] * 60, Sampling(max_new_tokens=12, temperature=2))
+    assert all(item.text == item.verbatim.strip() for item in drawn)
+    assert any(item.text != item.verbatim for item in drawn)

@@ -1,37 +1,28 @@
-"""Sampling completions from a policy."""
+"""Sampling completions from a policy: K of a prompt cost one pass over the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from dipole.policy.attention import plain_attention
-from dipole.policy.logprobs import Policy
+from dipole.data.batch import pack
+from dipole.data.tokenize import TokenizedGroup
+from dipole.errors import ConfigError
+from dipole.policy.decode import Decoder
+from dipole.policy.logprobs import Policy, plain_logprobs
+from dipole.policy.sampling import Sampling, Stream, choose, uniform_numbers
 
+__all__ = ["Sample", "Sampling", "sample"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How completions are drawn.
+Tokens = Sequence[int]
 
-    Args:
-        temperature: 1 samples from the model itself; 0 takes the most likely token.
-        top_p: smallest set of tokens with this much probability; 1 for all.
-        max_new_tokens: where an answer is cut if it doesn't end by itself.
-        seed: of the draws.
-        batch_size: sequences at a time.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 128
-    seed: int = 0
-    batch_size: int = 64
+LEAVE = 1 / 8
+"""Share of a batch that has to have ended before it leaves: making the batch smaller copies the rest of its cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,98 +31,172 @@ class Sample:
 
     Args:
         prompt: which of the given prompts.
-        ids: its tokens, with the end-of-sequence token if it ended by itself.
-        text: without special tokens.
+        ids: its tokens as they were drawn, with the end-of-sequence token, or those of the stop text, that ended it.
+        text: without special tokens, stop text and the white space around it.
+        verbatim: the same with its white space.
         finished: whether it ended by itself.
+        logps: of each token under the model itself, whatever temperature and truncation were.
     """
 
     prompt: int
     ids: tuple[int, ...]
     text: str
+    verbatim: str
     finished: bool
+    logps: tuple[float, ...]
 
 
 @torch.no_grad()
 def sample(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Tokens],
     sampling: Sampling,
     on_batch: Callable[[int], None] = lambda count: None,
+    streams: Sequence[Stream] | None = None,
 ) -> list[Sample]:
     """Draws one completion for every entry of ``prompts`` (repeat a prompt to draw more).
 
+    A completion depends on its prompt, the seed and its stream, not on what is drawn beside it; up to rounding, since
+    products of other sizes may differ in the last bit, and a draw may fall just there.
+
     Args:
         policy: the model; its training mode is restored afterwards.
-        tokenizer: for padding, the end of a sequence, and the text.
-        prompts: token ids.
-        sampling: how to draw. Equal seeds give equal draws on one machine, and leave torch's own generator untouched.
+        tokenizer: for the end of a sequence, and the text.
+        prompts: token ids, at least one each.
+        sampling: how to draw. torch's own generator isn't touched.
         on_batch: called with the number of completions of each finished batch.
+        streams: what tells the random numbers of an entry apart from others of the same seed; its place by default.
     """
     ends = _end_ids(policy, tokenizer)
-    settings = GenerationConfig(
-        do_sample=sampling.temperature > 0,
-        temperature=sampling.temperature if sampling.temperature > 0 else None,
-        top_p=sampling.top_p if sampling.temperature > 0 else None,
-        top_k=0 if sampling.temperature > 0 else None,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    # Batches of similar length waste little padding; the order is undone at the end.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    streams = [(index,) for index in range(len(prompts))] if streams is None else streams
     drawn: dict[int, Sample] = {}
-    was_training = policy.training
+    modes = [(module, module.training) for module in policy.modules()]
     policy.eval()
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    model = policy.transformer
-    with torch.random.fork_rng(devices=devices), plain_attention(model), _without_own_settings(model):
-        torch.manual_seed(sampling.seed)
-        for start in range(0, len(order), sampling.batch_size):
-            part = order[start : start + sampling.batch_size]
-            rows = _generate(policy, [prompts[index] for index in part], settings)
-            for index, row in zip(part, rows, strict=True):
-                drawn[index] = _sample(index, row, ends, tokenizer)
-            on_batch(len(part))
-    policy.train(was_training)
+    for part in _batches(prompts, sampling.batch_size):
+        batch = [_Writing(index, streams[index]) for index in part]
+        _write(policy, tokenizer, [tuple(prompts[index]) for index in part], batch, ends, sampling)
+        for row in batch:
+            drawn[row.prompt] = _sample(row, tokenizer, sampling)
+        on_batch(len(part))
+    for module, training in modes:
+        module.training = training
     return [drawn[index] for index in range(len(prompts))]
 
 
-@contextmanager
-def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Hides the model's generation settings, such as a repetition penalty: they would fill in what ours leave open."""
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
+@torch.no_grad()
+def check_sampling(policy: Policy, tokenizer: PreTrainedTokenizerBase, prompt: Tokens, *, tolerance: float) -> None:
+    """Compares the log-probabilities of a few sampled tokens with the model's own forward pass.
+
+    Args:
+        policy: the model.
+        tokenizer: its own.
+        prompt: any; a part of it is sampled from beside the whole.
+        tolerance: largest difference of a token's log-probability, in nats.
+
+    Raises:
+        ConfigError: they differ: the architecture has parts that sampling doesn't know.
+    """
+    prompts = [tuple(prompt), tuple(prompt), tuple(prompt[: 1 + len(prompt) // 2])]
+    drawn = sample(policy, tokenizer, prompts, Sampling(max_new_tokens=4))
+    groups = [
+        TokenizedGroup(id="", prompt_ids=ids, completion_ids=(item.ids,), relations=())
+        for ids, item in zip(prompts, drawn, strict=True)
+    ]
+    slow = plain_logprobs(policy, pack(groups).to(policy.device))
+    fast = torch.tensor([logp for item in drawn for logp in item.logps], dtype=slow.dtype, device=slow.device)
+    difference = float((fast - slow).abs().max())
+    if not difference <= tolerance:
+        name = type(policy.transformer).__name__
+        raise ConfigError(
+            f"sampling doesn't compute {name} correctly: its log-probabilities differ from the model's own by up to"
+            f" {difference:.3g} nats a token (allowed: {tolerance:.3g})",
+            where="--model",
+            remedy="Use another architecture; this one has parts that sampling doesn't know",
+        )
 
 
-def _generate(policy: Policy, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
-    """New tokens of each prompt, padding included. Prompts are padded on the left."""
-    model: Any = policy.model
-    longest = max(map(len, prompts))
-    pad = settings.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in prompts], device=policy.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=policy.device)
-    shared = _shared_cache(policy, prompts)
-    output: Tensor = model.generate(
-        input_ids=ids, attention_mask=mask, generation_config=settings, past_key_values=shared
-    )
-    rows: list[list[int]] = output[:, longest:].tolist()
-    return rows
+def _batches(prompts: Sequence[Tokens], size: int) -> Iterator[list[int]]:
+    """Entries in batches of at most ``size``, of prompts of similar length; a prompt's together if they fit."""
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), tuple(prompts[index]), index))
+    batch: list[int] = []
+    for _, equal in groupby(order, key=lambda index: tuple(prompts[index])):
+        entries = list(equal)
+        if batch and len(batch) + len(entries) > size:
+            yield batch
+            batch = []
+        batch += entries
+        while len(batch) >= size:
+            yield batch[:size]
+            batch = batch[size:]
+    if batch:
+        yield batch
 
 
-def _shared_cache(policy: Policy, prompts: Sequence[Sequence[int]]) -> DynamicCache | None:
-    """Keys and values of a prompt that all rows have in common, computed once and repeated; ``None`` if they differ."""
-    if len(prompts) < 2 or len(prompts[0]) < 2 or any(row != prompts[0] for row in prompts[1:]):
-        return None
-    cache = DynamicCache(config=policy.transformer.config)
-    # The last token stays out: generation has to read at least one to predict the next.
-    ids = torch.tensor([list(prompts[0][:-1])], device=policy.device)
-    policy.model(input_ids=ids, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(len(prompts))
-    return cache
+@dataclass(slots=True)
+class _Writing:
+    """A completion that is being written."""
+
+    prompt: int
+    stream: Stream
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+def _write(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[int, ...]],
+    batch: Sequence[_Writing],
+    ends: set[int],
+    sampling: Sampling,
+) -> None:
+    """Writes all completions of a batch to their ends; ``prompts`` has the prompt of each."""
+    device, longest = policy.device, sampling.max_new_tokens
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    decoder = Decoder(policy, list(place), [place[prompt] for prompt in prompts])
+    uniform = torch.tensor([uniform_numbers(sampling.seed, row.stream, longest) for row in batch], dtype=torch.float64)
+    uniform = uniform.to(device)
+    logits = decoder.begin()
+    seen = _seen(prompts, logits) if sampling.repetition_penalty != 1 else None
+    rows = list(batch)
+    for position in range(longest):
+        tokens, logps = choose(logits, uniform[:, position], sampling, seen)
+        for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
+            if not row.finished:
+                row.ids.append(token)
+                row.logps.append(logp)
+                row.finished = token in ends or _stopped(row.ids, tokenizer, sampling.stop)
+        going = [number for number, row in enumerate(rows) if not row.finished]
+        if not going or position == longest - 1:
+            return
+        if seen is not None:
+            seen.scatter_(1, tokens.unsqueeze(1), True)
+        if len(rows) - len(going) >= LEAVE * len(rows):
+            kept = torch.tensor(going, device=device)
+            decoder.keep(kept)
+            rows = [rows[number] for number in going]
+            tokens, uniform = tokens[kept], uniform[kept]
+            seen = None if seen is None else seen[kept]
+        logits = decoder.step(tokens)
+
+
+def _seen(prompts: Sequence[tuple[int, ...]], logits: Tensor) -> Tensor:
+    """(N, V) true for the tokens of each sample's prompt."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[list(prompt)] = True
+    return seen
+
+
+def _stopped(ids: list[int], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> bool:
+    """Whether the newest token completes a stop text, which is at most as many tokens long as it has bytes."""
+    if not stop:
+        return False
+    reach = max(len(text.encode()) for text in stop) + 4
+    tail = str(tokenizer.decode(ids[-reach:], skip_special_tokens=True))
+    return any(text in tail for text in stop)
 
 
 def _end_ids(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -141,8 +206,14 @@ def _end_ids(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
 
 
-def _sample(index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Sample:
-    end = next((place for place, token in enumerate(row) if token in ends), None)
-    ids = row if end is None else row[: end + 1]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    return Sample(prompt=index, ids=tuple(ids), text=str(text).strip(), finished=end is not None)
+def _sample(row: _Writing, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> Sample:
+    text = str(tokenizer.decode(row.ids, skip_special_tokens=True))
+    cut = min((place for stop in sampling.stop if (place := text.find(stop)) >= 0), default=len(text))
+    return Sample(
+        prompt=row.prompt,
+        ids=tuple(row.ids),
+        text=text[:cut].strip(),
+        verbatim=text[:cut],
+        finished=row.finished,
+        logps=tuple(row.logps),
+    )

@@ -176,10 +176,23 @@ class _ChunkedHead(torch.autograd.Function):
         return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None, None
 
 
+def logits_of(head: HeadInput) -> Tensor:
+    """(T, V) the logits themselves, as wide as log-probabilities: for the few tokens that are sampled at a time."""
+    hidden, weight, bias, softcap = head
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    return _logits(hidden, weight.to(wide), bias, softcap)[0]
+
+
 def _log_probs(
     hidden: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """(t, V) log-probabilities of a chunk, and the slope of the cap at each logit, 1 − tanh²; ``None`` without one."""
+    logits, cap_slope = _logits(hidden, head, bias, softcap)
+    # One pass over the chunk, in place: a fifth of the time of logsumexp, which makes a second chunk, and subtraction.
+    return torch.log_softmax(logits, -1, out=logits), cap_slope
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     logits, cap_slope = hidden.to(head.dtype) @ head.T, None
     if bias is not None:
         logits += bias
@@ -187,8 +200,7 @@ def _log_probs(
         logits.div_(softcap).tanh_()
         cap_slope = 1 - logits.square()
         logits.mul_(softcap)
-    # One pass over the chunk, in place: a fifth of the time of logsumexp, which makes a second chunk, and subtraction.
-    return torch.log_softmax(logits, -1, out=logits), cap_slope
+    return logits, cap_slope
 
 
 def _through_cap(slopes: Tensor, cap_slope: Tensor | None) -> Tensor:
