@@ -10,7 +10,7 @@ import dipole.train as _train_room
 from dipole.group import Approval, Comparison, Completion, Group, Judgment, Ranking, Rating
 
 if TYPE_CHECKING:
-    from dipole.api import audit, train
+    from dipole.api import audit, generate, train
     from dipole.data.formats import load_groups, save_groups
     from dipole.objective import LOSSES, indexed_preference_loss, preference_loss
     from dipole.train.trainers import (
@@ -36,6 +36,7 @@ __all__ = [
     "Ranking",
     "Rating",
     "audit",
+    "generate",
     "indexed_preference_loss",
     "load_groups",
     "preference_loss",
@@ -45,6 +46,7 @@ __all__ = [
 
 _LAZY = {
     "audit": "dipole.api",
+    "generate": "dipole.api",
     "load_groups": "dipole.data.formats",
     "save_groups": "dipole.data.formats",
     "LOSSES": "dipole.objective",

@@ -11,10 +11,15 @@ from dipole.auditing import ModelOptions, Preferences, audit_data
 from dipole.config import LossConfig, PeftConfig, TrainConfig, train_config
 from dipole.data.audit import AuditReport, Depth
 from dipole.data.formats import save_groups
-from dipole.progress import Progress, is_first_process
+from dipole.errors import ConfigError
+from dipole.group import Group
+from dipole.progress import Progress, Silent, is_first_process
 
 if TYPE_CHECKING:
+    from dipole.data.tokenize import PromptFormat
+    from dipole.generating import Sampler
     from dipole.objective.constraints import Constraint, ConstraintFunction
+    from dipole.policy.load import DType
 
 
 def train(
@@ -147,3 +152,67 @@ def _named(data: Preferences, file: Path) -> str:
 def _holds_another_run(config: TrainConfig) -> bool:
     """Whether training will refuse the folder: then nothing in it may be overwritten before."""
     return not config.resume and (Path(config.output) / "metrics.jsonl").exists()
+
+
+def generate(
+    model: str | Path,
+    prompts: Preferences,
+    output: str | Path | None = None,
+    *,
+    num_completions: int = 4,
+    adapter: str | Path | None = None,
+    server: str | None = None,
+    key: str | None = None,
+    prompt_format: PromptFormat = "as_is",
+    dtype: DType = "auto",
+    progress: Progress | None = None,
+    **sampling: Any,
+) -> list[Group]:
+    """Samples completions for prompts: groups without judgments.
+
+    Args:
+        model: a local folder or hub id of a model, or a folder with an adapter; with ``server``, the server's name of
+            it.
+        prompts: a file or groups, of which the prompts are taken.
+        output: a file for the groups. What it holds already isn't written again, so that a run that was killed goes on.
+        num_completions: of each prompt.
+        adapter: a folder with an adapter for ``model``, or a run's that trained one.
+        server: the URL of an OpenAI-compatible server, up to its version: ``http://127.0.0.1:8000/v1``.
+        key: the *name* of the environment variable that holds the server's key.
+        prompt_format: ``"chat"`` makes plain prompts a user's message.
+        dtype: of a local model's weights.
+        progress: is told of every completion.
+        sampling: any field of ``policy.sampling.Sampling``, such as ``temperature=0.8, top_p=0.95, seed=1``.
+
+    Raises:
+        ConfigError, DataError, JudgeError: see ``dipole.errors``.
+    """
+    from dipole.data.formats import load_groups
+    from dipole.generating import as_chat, generate_groups, local_sampler
+    from dipole.policy.sampling import Sampling
+
+    progress = progress or Silent()
+    settings = Sampling(**sampling)
+    groups = load_groups(prompts) if isinstance(prompts, str | Path) else list(prompts)
+    if server is not None:
+        from dipole.feedback.client import ChatClient
+        from dipole.feedback.remote import RemoteSampler
+
+        _refuse_local_options(adapter, dtype)
+        sampler: Sampler = RemoteSampler(ChatClient(server, str(model), key_variable=key), settings)
+        groups = as_chat(groups) if prompt_format == "chat" else groups
+    elif key is not None:
+        raise ConfigError(
+            "a key means something for a server alone", where="--key", remedy="Give --server, or leave it out"
+        )
+    else:
+        progress.stage("Loading the model")
+        sampler = local_sampler(str(model), settings, adapter=adapter, prompt_format=prompt_format, dtype=dtype)
+    where = None if output is None else Path(output)
+    return generate_groups(groups, sampler, where, num_completions=num_completions, progress=progress)
+
+
+def _refuse_local_options(adapter: str | Path | None, dtype: DType) -> None:
+    for name, is_given in {"adapter": adapter is not None, "dtype": dtype != "auto"}.items():
+        if is_given:
+            raise ConfigError("a server has its own", where=f"--{name}", remedy="Leave it out with --server")
