@@ -88,28 +88,74 @@ class PairingConfig:
     """Every pair counts the same, or every prompt does."""
 
 
+_LOW_RANK = ("lora", "dora", "rslora")
+_TAKEN_BY = {
+    "rank": _LOW_RANK,
+    "alpha": _LOW_RANK,
+    "targets": (*_LOW_RANK, "ia3"),
+    "feedforward": ("ia3",),
+    "num_virtual_tokens": ("prefix_tuning", "prompt_tuning"),
+    "prefix_projection": ("prefix_tuning",),
+    "quantization": _LOW_RANK,
+}
+"""The methods that take each option of an adapter."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeftConfig:
-    """Which adapter is trained instead of the whole model."""
+    """Which adapter is trained instead of the whole model. An option that the method doesn't take is an error."""
 
-    method: Literal["none", "lora"] = "none"
-    """``none`` trains all weights; ``lora`` trains low-rank updates."""
-    rank: int = 16
-    """LoRA: the rank."""
+    method: Literal["none", "lora", "dora", "rslora", "ia3", "prefix_tuning", "prompt_tuning"] = "none"
+    """``none`` trains all weights; ``lora``, ``dora`` and ``rslora`` train low-rank updates, ``ia3`` scales of
+    activations, ``prefix_tuning`` keys and values before every prompt, ``prompt_tuning`` embeddings there."""
+    rank: int | None = None
+    """lora, dora, rslora: the rank; 16 by default."""
     alpha: int | None = None
-    """LoRA: the scale of the update is alpha/rank. Twice the rank by default."""
-    targets: str = "all-linear"
-    """LoRA: ``all-linear``, or names of modules with commas between."""
+    """lora, dora: the update's scale is alpha/rank, and alpha twice the rank by default; rslora: the scale is
+    alpha/√rank, and alpha 8 by default."""
+    targets: str | None = None
+    """lora, dora, rslora: ``all-linear`` by default (without the head), or names of modules with commas between; ia3:
+    names of modules, by default those that PEFT has for the architecture."""
+    feedforward: str | None = None
+    """ia3: those of the targets that are scaled at their input; by default those that PEFT has for the architecture."""
+    num_virtual_tokens: int | None = None
+    """prefix_tuning, prompt_tuning: how many tokens are learned; 20 by default."""
+    prefix_projection: bool = False
+    """prefix_tuning: compute the prefix by a small network while training, which is steadier and many more weights."""
+    quantization: Literal["none", "4bit"] = "none"
+    """lora, dora, rslora: ``4bit`` keeps the frozen weights in 4 bits (QLoRA); needs bitsandbytes."""
+    start_from: str | None = None
+    """A folder with an adapter, or a run's, to train on from; a frozen copy of it is the reference. Method and shape
+    are the adapter's own."""
 
     def __post_init__(self) -> None:
-        _at_least(1, rank=self.rank, alpha=self.alpha, prefix="peft.")
-        given = [item.name for item in fields(self)[1:] if getattr(self, item.name) != item.default]
-        if self.method == "none" and given:
-            raise ConfigError(
-                "this is an adapter's option, but all weights are trained",
-                where=f"--peft.{given[0]}",
-                remedy="Add --peft.method lora, or leave it out",
-            )
+        numbers = {"rank": self.rank, "alpha": self.alpha, "num_virtual_tokens": self.num_virtual_tokens}
+        _at_least(1, **numbers, prefix="peft.")
+        if self.method == "none" and self.start_from is not None:
+            return  # the method is the adapter's, which nobody has looked at yet
+        for name in self.given():
+            if self.method not in _TAKEN_BY[name]:
+                raise ConfigError(
+                    "this is an adapter's option, but all weights are trained"
+                    if self.method == "none"
+                    else f"{self.method} doesn't take it",
+                    where=f"--peft.{name}",
+                    remedy=f"Leave it out, or use --peft.method {' or '.join(_TAKEN_BY[name])}",
+                )
+        if self.feedforward is not None and self.targets is None:
+            raise ConfigError("these are some of the targets", where="--peft.feedforward", remedy="Give --peft.targets")
+        if self.start_from is not None:
+            return
+        defaults = {"rank": 16, "targets": "all-linear"} if self.method in _LOW_RANK else {"num_virtual_tokens": 20}
+        for name, value in defaults.items():
+            if self.method in _TAKEN_BY[name] and getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def given(self) -> list[str]:
+        """The options of an adapter that aren't left at their default."""
+        kept = ("method", "start_from")
+        options = [item for item in fields(self) if item.name not in kept]
+        return [item.name for item in options if getattr(self, item.name) != item.default]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

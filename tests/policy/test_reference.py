@@ -148,12 +148,6 @@ def test_targets_name_modules_and_a_misspelt_one_is_refused() -> None:
         assert caught.value.where == "--peft.targets"
 
 
-@pytest.mark.parametrize("targets", ["lm_head", "q_proj,lm_head"])
-def test_an_adapter_on_the_head_is_refused_since_the_engine_would_not_see_it(targets: str) -> None:
-    with pytest.raises(ConfigError, match="head"):
-        add_adapter(build_model(64), PeftConfig(method="lora", targets=targets), seed=0)
-
-
 def test_adapters_train_in_float32_on_a_bfloat16_model() -> None:
     policy = Policy(add_adapter(build_model(64).bfloat16(), LORA, seed=0))
     assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}

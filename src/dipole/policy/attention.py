@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 from dipole.data.batch import PackedBatch
 from dipole.errors import ConfigError
 from dipole.policy.load import quietly
+from dipole.policy.virtual import VirtualTokens
 
 NAME = "dipole"
 
@@ -38,25 +39,25 @@ class AttentionPlan(Protocol):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        """(1, N, H, D) attention of one layer.
+        """(1, N, H, D) attention of one layer. Where there are V virtual tokens, their keys come after the row's.
 
         Args:
             query: (1, H, N, D).
-            key: (1, H_kv, N, D); H / H_kv query heads share one.
-            value: (1, H_kv, N, D).
+            key: (1, H_kv, N + V, D); H / H_kv query heads share one.
+            value: (1, H_kv, N + V, D).
             scaling: of the scores.
             window: keys that lie this far before a query, or farther, are not seen; ``None`` for no limit.
             softcap: scores are softcap · tanh(score / softcap); ``None`` for no limit.
         """
 
 
-def plan_attention(batch: PackedBatch) -> AttentionPlan:
-    """The plan of one micro-batch, on the batch's device."""
+def plan_attention(batch: PackedBatch, virtual: VirtualTokens | None = None) -> AttentionPlan:
+    """The plan of one micro-batch, on the batch's device, with virtual tokens before every prompt."""
     if batch.input_ids.is_cuda:
         from dipole.policy.flex import FlexPlan  # its import takes seconds
 
-        return FlexPlan.of(batch)
-    return PaddedPlan.of(batch)
+        return FlexPlan.of(batch, virtual)
+    return PaddedPlan.of(batch, virtual)
 
 
 class _Segment(NamedTuple):
@@ -74,9 +75,9 @@ class Block:
 
     Args:
         query: (S, Lq) places of the segments' tokens in the row, padded with 0.
-        key: (S, Lk) places of what they see: context, then themselves; padded with 0. Lk ≥ Lq.
+        key: (S, Lk) places of what they see: virtual tokens, context, then themselves; padded with 0. Lk ≥ Lq.
         distance: (S, Lq, Lk) how far each key lies before its query, −1 where it isn't to be seen.
-        causal: whether no segment has a context: then a triangle says as much as ``distance``, and costs half.
+        causal: whether segments see themselves alone: then a triangle says as much as ``distance``, and costs half.
     """
 
     query: Tensor
@@ -114,11 +115,20 @@ class PaddedPlan:
     back: Tensor
 
     @classmethod
-    def of(cls, batch: PackedBatch) -> PaddedPlan:
-        """The plan of a batch."""
+    def of(cls, batch: PackedBatch, virtual: VirtualTokens | None = None) -> PaddedPlan:
+        """The plan of a batch. Virtual tokens come after the row, and their queries too where they are computed.
+
+        Wherever they lie, every token of the row sees them, and its distance to them is that of tokens before it.
+        """
+        end, device = len(batch.input_ids), batch.input_ids.device
         parts = _parts(_segments(batch))
-        blocks = tuple(_block(part, batch.input_ids.device) for part in parts)
-        back, offset = torch.empty_like(batch.input_ids), 0
+        ahead = range(end, end + virtual.count) if virtual is not None else range(0)
+        blocks = [_block(part, ahead, device) for part in parts]
+        if virtual is not None and virtual.in_row:
+            parts.append([_Segment(end, virtual.count)])
+            blocks.append(_block(parts[-1], range(0), device))
+            end += virtual.count
+        back, offset = batch.input_ids.new_empty(end), 0
         for part, block in zip(parts, blocks, strict=True):
             width = block.query.shape[1]
             for number, segment in enumerate(part):
@@ -126,7 +136,7 @@ class PaddedPlan:
                 back[segment.start : segment.start + segment.length] = torch.arange(first, first + segment.length)
             offset += block.query.numel()
         return cls(
-            blocks=blocks,
+            blocks=tuple(blocks),
             query=torch.cat([block.query.flatten() for block in blocks]),
             key=torch.cat([block.key.flatten() for block in blocks]),
             back=back,
@@ -185,22 +195,25 @@ def _parts(segments: list[_Segment]) -> list[list[_Segment]]:
     return parts
 
 
-def _block(part: list[_Segment], device: torch.device) -> Block:
+def _block(part: list[_Segment], ahead: range, device: torch.device) -> Block:
+    """The block of some segments, all of which see the places ``ahead`` of them too."""
     start, length, context_start, context_length = torch.tensor(part, device=device).unsqueeze(-1).unbind(1)
     widths = [int(lengths.max()) for lengths in (context_length, length)]
     (context, context_real), (query, query_real) = (
         _places(first, lengths, width)
         for first, lengths, width in zip((context_start, start), (context_length, length), widths, strict=True)
     )
-    steps = [torch.arange(width, device=device) for width in widths]
-    position = torch.cat([steps[0].expand(len(part), -1), context_length + steps[1]], dim=1)
-    real = torch.cat([context_real, query_real], dim=1)
-    distance = (context_length + steps[1]).unsqueeze(2) - position.unsqueeze(1)
+    lead = torch.arange(ahead.start, ahead.stop, device=device).expand(len(part), -1)
+    steps = [torch.arange(width, device=device) for width in (len(ahead), *widths)]
+    context_position, own_position = len(ahead) + steps[1], len(ahead) + context_length + steps[2]
+    position = torch.cat([*(row.expand(len(part), -1) for row in (steps[0], context_position)), own_position], dim=1)
+    real = torch.cat([torch.ones_like(lead, dtype=torch.bool), context_real, query_real], dim=1)
+    distance = own_position.unsqueeze(2) - position.unsqueeze(1)
     return Block(
         query=query,
-        key=torch.cat([context, query], dim=1),
+        key=torch.cat([lead, context, query], dim=1),
         distance=distance.masked_fill(~(query_real.unsqueeze(2) & real.unsqueeze(1)), -1).clamp_min(-1),
-        causal=widths[0] == 0,
+        causal=len(ahead) + widths[0] == 0,
     )
 
 
@@ -256,6 +269,7 @@ def shared_prompt_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     plan: AttentionPlan | None = None,
+    virtual: VirtualTokens | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention over the flat row, in transformers' calling convention; ordinary attention when there is no plan.
@@ -270,6 +284,7 @@ def shared_prompt_attention(
         sliding_window: keys this far back, or farther, are not seen.
         softcap: a soft limit of the scores.
         plan: of the micro-batch.
+        virtual: tokens before every prompt, whose keys and values may be given.
         options: others; those that would change the result are refused.
 
     Returns:
@@ -285,6 +300,8 @@ def shared_prompt_attention(
             raise ConfigError(f"{type(module).__name__} uses attention with {name}, which the engine doesn't compute")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if plan is not None:
+        if virtual is not None:
+            key, value = virtual.after(module, key, value)
         return plan.attend(query, key, value, scaling=scaling, window=sliding_window, softcap=softcap), None
     if softcap is not None:
         return capped_attention(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None

@@ -15,8 +15,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from dipole.data.batch import PackedBatch
 from dipole.errors import ConfigError
-from dipole.policy.attention import plain_attention, plan_attention, planned_mask, use_shared_prompt_attention
+from dipole.policy.adapters import head_parameters
+from dipole.policy.attention import (
+    AttentionPlan,
+    plain_attention,
+    plan_attention,
+    planned_mask,
+    use_shared_prompt_attention,
+)
 from dipole.policy.head import HeadInput, chunked_kl, chunked_logprobs
+from dipole.policy.virtual import VirtualTokens, virtual_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +79,33 @@ class Policy(nn.Module):
 
     def head_input(self, batch: PackedBatch) -> HeadInput:
         """The hidden states that predict completion tokens, and the head's parameters."""
-        transformer = self.transformer
-        output = transformer.get_decoder()(
-            input_ids=batch.input_ids.unsqueeze(0),
-            position_ids=batch.position_ids.unsqueeze(0),
-            attention_mask=planned_mask(batch.input_ids.device),
-            use_cache=False,
-            plan=plan_attention(batch),
+        virtual = virtual_tokens(self.model)
+        hidden = self.hidden(batch.input_ids, batch.position_ids, plan_attention(batch, virtual), virtual)
+        return self.head_of(hidden.index_select(0, batch.predictor))
+
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan, virtual: VirtualTokens | None = None
+    ) -> Tensor:
+        """(N, hidden units) of a flat row of N tokens, of which the plan says what each sees.
+
+        Virtual tokens lie before all of them, unless the plan has their keys and values already.
+        """
+        row: dict[str, Any] = {"input_ids": input_ids.unsqueeze(0), "position_ids": position_ids.unsqueeze(0)}
+        if virtual is not None:
+            row = {**virtual.inputs(self.model, input_ids, position_ids), "virtual": virtual}
+        output = self.transformer.get_decoder()(
+            **row, attention_mask=planned_mask(input_ids.device), use_cache=False, plan=plan
         )
-        hidden = output.last_hidden_state.squeeze(0).index_select(0, batch.predictor)
-        if (scale := logit_scale(transformer.config)) != 1:
+        states: Tensor = output.last_hidden_state.squeeze(0)[: len(input_ids)]
+        return states
+
+    def head_of(self, hidden: Tensor) -> HeadInput:
+        """What logits are computed from: (n, hidden units), scaled as the model does, and the head's parameters."""
+        config = self.transformer.config
+        if (scale := logit_scale(config)) != 1:
             hidden = hidden * scale
-        head = transformer.get_output_embeddings()
-        softcap = getattr(transformer.config.get_text_config(), "final_logit_softcapping", None)
-        return HeadInput(hidden, head.weight, getattr(head, "bias", None), softcap)
+        softcap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+        return HeadInput(hidden, *head_parameters(self.transformer.get_output_embeddings()), softcap)
 
 
 def logit_scale(config: PretrainedConfig) -> float:
@@ -142,7 +163,8 @@ def plain_logprobs(policy: Policy, batch: PackedBatch) -> Tensor:
             start, length = int(batch.prompt_start[prompt]), int(batch.prompt_length[prompt])
             targets = batch.target[batch.owner == completion]
             ids = torch.cat([batch.input_ids[start : start + length], targets])
-            logits = policy.model(input_ids=ids[:-1].unsqueeze(0), use_cache=False).logits[0, length - 1 :]
+            # From the end, since there may be virtual tokens before the prompt.
+            logits = policy.model(input_ids=ids[:-1].unsqueeze(0), use_cache=False).logits[0, -len(targets) :]
             wide = torch.promote_types(logits.dtype, torch.float32)
             pieces.append(logits.to(wide).log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1))
     return torch.cat(pieces)

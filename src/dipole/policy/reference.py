@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from dipole.data.batch import PackedBatch
 from dipole.errors import ConfigError
+from dipole.policy.adapters import as_it_started, starts_from_adapter
 from dipole.policy.head import HeadInput, chunked_logprobs
 from dipole.policy.logprobs import Policy
+from dipole.policy.virtual import has_virtual_tokens
 
 Strategy = Literal["auto", "adapter_off", "copy", "none"]
 
@@ -39,10 +43,21 @@ class AdapterOff:
     @torch.no_grad()
     def head_input(self, batch: PackedBatch) -> HeadInput:
         """Of the model without its adapter, detached."""
-        with self.policy.model.disable_adapter():  # type: ignore[operator]
+        with self._switched():
             head = self.policy.head_input(batch)
         bias = None if head.bias is None else head.bias.detach()
         return head._replace(weight=head.weight.detach(), bias=bias)
+
+    def _switched(self) -> AbstractContextManager[None]:
+        off: AbstractContextManager[None] = self.policy.model.disable_adapter()  # type: ignore[operator]
+        return off
+
+
+class StartAdapter(AdapterOff):
+    """The policy with the adapter that it went on from, of which there is a frozen copy in the same model."""
+
+    def _switched(self) -> AbstractContextManager[None]:
+        return as_it_started(self.policy.model)
 
 
 class FrozenCopy:
@@ -61,21 +76,50 @@ class FrozenCopy:
         return self.policy.head_input(batch)
 
 
-def make_reference(strategy: Strategy, policy: Policy, *, needed: bool, moves: bool = False) -> Reference | None:
+def with_own_model(policy: Policy) -> AdapterOff:
+    """The reference of a policy with an adapter, in the policy's own model: as it was before there was any training."""
+    return StartAdapter(policy) if starts_from_adapter(policy.model) else AdapterOff(policy)
+
+
+def starts_equal(policy: Policy, reference: Reference) -> bool:
+    """Whether a policy that hasn't been trained is its reference.
+
+    Virtual tokens are none of the model's own, so with them it isn't the model without its adapter; and neither is a
+    policy that goes on from an adapter, where that is asked for.
+    """
+    if isinstance(reference, FrozenCopy):
+        return True
+    went_on = starts_from_adapter(policy.model)
+    if isinstance(reference, AdapterOff) and not isinstance(reference, StartAdapter) and went_on:
+        return False
+    return went_on or not has_virtual_tokens(policy.model)
+
+
+def make_reference(
+    strategy: Strategy,
+    policy: Policy,
+    *,
+    needed: bool,
+    moves: bool = False,
+    twin: Callable[[], Policy] | None = None,
+) -> Reference | None:
     """The reference for a policy that hasn't been trained yet.
 
     Args:
-        strategy: ``auto`` takes ``adapter_off`` for an adapter and ``copy`` otherwise, or ``none`` if none is needed.
+        strategy: ``auto`` takes what an adapter started from and ``copy`` otherwise, or ``none`` if none is needed.
         policy: as it is at step 0.
         needed: whether the loss has a reference.
         moves: whether it follows the policy in the course of training, so that it has to be a model of its own.
+        twin: makes a second policy that is equal to the first; by default a copy of it in memory.
 
     Raises:
         ConfigError: the strategy doesn't fit the policy or the loss.
     """
     has_adapter = hasattr(policy.model, "disable_adapter")
     if strategy == "auto":
-        strategy = ("adapter_off" if has_adapter and not moves else "copy") if needed else "none"
+        if needed and has_adapter and not moves:
+            return with_own_model(policy)
+        strategy = "copy" if needed else "none"
     if strategy == "none" and needed:
         raise ConfigError("the loss needs a reference", where="--reference none", remedy="Leave --reference at auto")
     if strategy != "none" and not needed:
@@ -93,7 +137,7 @@ def make_reference(strategy: Strategy, policy: Policy, *, needed: bool, moves: b
     if strategy == "none":
         return None
     if strategy == "copy":
-        return FrozenCopy(copy.deepcopy(policy))
+        return FrozenCopy(copy.deepcopy(policy) if twin is None else twin())
     if not has_adapter:
         raise ConfigError(
             "there is no adapter to switch off",

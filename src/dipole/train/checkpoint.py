@@ -17,16 +17,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from dipole.errors import ConfigError, TrainingFault
 from dipole.objective.constraints import Constraint
 from dipole.policy.logprobs import Policy
 from dipole.policy.reference import FrozenCopy
-from dipole.train.setup import Run, trained_parameters
 from dipole.train.track import now, scratch_for, write_json
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dipole.train.setup import Run, trained_parameters
 
 FORMAT = 1
 KEEP = 2
@@ -35,6 +35,8 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.safetensors"
 REFERENCE = "reference.safetensors"
 MANIFEST = "manifest.json"
+NO_ADAPTER = {"rank": 16, "alpha": None, "targets": "all-linear"}
+"""What format 1 says of a run whose adapter has no such options."""
 
 
 class NotSaved(TrainingFault):
@@ -163,7 +165,8 @@ def identity(run: Run) -> dict[str, Any]:
         "loss": {"name": run.loss.name, **{name: _plain(value) for name, value in run.hyper.items()}},
         "constraints": [_facts(constraint) for constraint in run.constraints],
         "reference": {"sync_every": config.sync_reference_every, "sync_alpha": config.sync_reference_alpha},
-        "peft": {name: getattr(config.peft, name) for name in ("method", "rank", "alpha", "targets")},
+        "peft": {**NO_ADAPTER, "method": config.peft.method}
+        | {name: getattr(config.peft, name) for name in config.peft.given()},
         "global_batch_size": config.global_batch_size,
         "seed": config.seed,
         "max_length": config.max_length,

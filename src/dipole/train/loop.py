@@ -14,15 +14,13 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from dipole.data.batch import PackedBatch, Pairs, Relations, Unaries, micro_batches, pack, total_weight
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import TrainingFault
 from dipole.objective import ListIndex, PairIndex, UnaryIndex
 from dipole.objective.diagnostics import list_metrics, pair_metrics, rounding, unary_metrics
 from dipole.objective.tr_dpo import sync_is_due, updated_reference
-from dipole.policy.reference import FrozenCopy
+from dipole.policy.reference import AdapterOff, FrozenCopy, starts_equal
 from dipole.train.finite import not_finite, offending_groups
 from dipole.train.forward import (
     Evaluated,
@@ -34,8 +32,10 @@ from dipole.train.forward import (
     token_values,
 )
 from dipole.train.inputs import relation_index
-from dipole.train.optim import rate_at
 from dipole.train.ranks import ALONE, Ranks
+from torch import Tensor
+
+from dipole.train.optim import rate_at
 from dipole.train.setup import Run, trained_parameters
 
 
@@ -244,6 +244,7 @@ def check_start(run: Run) -> None:
     """Before the first step policy and reference are the same, so the loss has a known value: ln 2 for DPO.
 
     A wrong reference, dropout left on, or a template that differs between the two shows here and nowhere else so early.
+    An adapter that begins with something of its own is switched off for it.
 
     Raises:
         TrainingFault: the loss isn't what it has to be.
@@ -254,6 +255,11 @@ def check_start(run: Run) -> None:
     part = micro_batches(first, run.config.max_tokens_per_microbatch)[0]
     batch = pack(part).to(run.accelerator.device)
     tokens = token_values(run, batch)
+    if not starts_equal(run.policy, run.reference):
+        with run.accelerator.autocast():
+            tokens["logps"] = AdapterOff(run.policy).token_logps(batch)
+        if "kl" in tokens:
+            tokens["kl"] = torch.zeros_like(tokens["kl"])
     found = evaluate_batch(run, part, batch, tokens)
     equal = {**tokens, "logps": tokens["ref_logps"]}
     if "kl" in tokens:

@@ -9,8 +9,26 @@ from torch import nn
 
 from dipole.config import TrainConfig
 
-DEFAULT_RATE = {"none": 1e-6, "lora": 1e-4}
-KNOWN_RATE = {"none": (1e-6, 1e-5), "lora": (1e-5, 5e-4)}
+DEFAULT_RATE = {
+    "none": 1e-6,
+    "lora": 1e-4,
+    "dora": 1e-4,
+    "rslora": 1e-4,
+    "ia3": 3e-3,
+    "prefix_tuning": 1e-3,
+    "prompt_tuning": 1e-2,
+}
+KNOWN_RATE = {
+    "none": (1e-6, 1e-5),
+    "lora": (1e-5, 5e-4),
+    "dora": (1e-5, 5e-4),
+    "rslora": (5e-6, 5e-4),
+    "ia3": (1e-3, 1e-2),
+    "prefix_tuning": (5e-5, 1e-2),
+    "prompt_tuning": (1e-3, 3e-1),
+}
+"""By method of ``--peft``. For the last three from supervised training, in the papers and by PEFT's authors: nobody has
+published rates for training them on preferences."""
 KNOWN_COMPLETIONS = (64, 256)
 KNOWN_BETA = (0.1, 0.5)
 
@@ -53,7 +71,7 @@ def cautions(config: TrainConfig, beta: float | None, completions_per_step: floa
     """Sentences about settings outside of the range that is known to work."""
     said = []
     low, high = KNOWN_RATE[config.peft.method]
-    method = "LoRA" if config.peft.method == "lora" else "training all weights"
+    method = {"none": "training all weights", "lora": "LoRA"}.get(config.peft.method, config.peft.method)
     rate = learning_rate(config)
     if not low <= rate <= high:
         said.append(f"A learning rate of {rate:g} is outside of {low:g} to {high:g}, known to work for {method}.")

@@ -6,9 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-
-from dipole.config import TrainConfig
 from dipole.data.batch import PackedBatch, micro_batches, pack
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError, TrainingFault
@@ -17,10 +14,13 @@ from dipole.policy.cached import Cached, LogpStore, fill, model_key
 from dipole.policy.embedded import cache_folder
 from dipole.policy.load import fingerprint, load_model
 from dipole.policy.logprobs import Policy
-from dipole.policy.reference import AdapterOff, FrozenCopy, Reference, make_reference
+from dipole.policy.reference import FrozenCopy, Reference, make_reference, with_own_model
 from dipole.progress import Progress
 from dipole.train.inputs import MISMATCHED, mismatched_groups
 from dipole.train.ranks import Ranks
+from torch import Tensor
+
+from dipole.config import TrainConfig
 
 
 def reference_of_run(
@@ -63,7 +63,7 @@ def reference_of_run(
     for path in store.damaged:
         progress.say(f"{path} is damaged and isn't used; it can be deleted.")
     if hasattr(policy.model, "disable_adapter"):
-        live: Callable[[], Reference] = lambda: AdapterOff(policy)  # noqa: E731
+        live: Callable[[], Reference] = lambda: with_own_model(policy)  # noqa: E731
     else:
         live = lambda: _loaded_again(config, policy, weights)  # noqa: E731
     missing = [group for group in wanted if any((group.prompt_ids, ids) not in store for ids in group.completion_ids)]
@@ -84,7 +84,7 @@ def _fill(
     progress: Progress,
 ) -> None:
     """Computes with the policy, which hasn't moved yet: so a second model isn't needed."""
-    start = AdapterOff(policy).token_logps if hasattr(policy.model, "disable_adapter") else _untrained(policy)
+    start = with_own_model(policy).token_logps if hasattr(policy.model, "disable_adapter") else _untrained(policy)
     progress.stage("Computing the reference, once", total=sum(len(group.completion_ids) for group in missing))
     parts = micro_batches(missing, config.max_tokens_per_microbatch)
     with accelerator.autocast():

@@ -13,23 +13,24 @@ from typing import Any
 
 import torch
 import yaml
+from dipole.data.tokenize import TokenizedGroup
+from dipole.errors import ConfigError, Stopped, TrainingFault
+from dipole.objective.constraints import Constraint, ConstraintFunction
+from dipole.policy.adapters import save_model
+from dipole.policy.generate import Sample, Sampling, sample
+from dipole.policy.load import count_parameters
+from dipole.progress import Progress, Silent, is_first_process
+from dipole.train.forward import completion_logps
+from dipole.train.lock import locked
+from dipole.train.stop import Stop, before_first_step, stop_signals
+from dipole.train.track import clear_scratch, cut_back, environment, now, scratch_for, write_json
 from safetensors import SafetensorError
 
 from dipole import __version__
 from dipole.config import TrainConfig
-from dipole.data.tokenize import TokenizedGroup
-from dipole.errors import ConfigError, Stopped, TrainingFault
-from dipole.objective.constraints import Constraint, ConstraintFunction
-from dipole.policy.generate import Sample, Sampling, sample
-from dipole.policy.load import count_parameters, quietly
-from dipole.progress import Progress, Silent, is_first_process
 from dipole.train.checkpoint import NotSaved, not_saved, resume, save_checkpoint
-from dipole.train.forward import completion_logps
-from dipole.train.lock import locked
 from dipole.train.loop import StepInfo, held_out_rows, steps
 from dipole.train.setup import Run, prepare, trained_parameters
-from dipole.train.stop import Stop, before_first_step, stop_signals
-from dipole.train.track import clear_scratch, cut_back, environment, now, scratch_for, write_json
 
 
 def train(
@@ -280,8 +281,7 @@ def save_final(run: Run) -> None:
     folder = run.output / "final"
     scratch = scratch_for(folder)
     try:
-        with quietly():
-            run.policy.model.save_pretrained(str(scratch))  # type: ignore[operator]
+        save_model(run.policy.model, scratch)
         run.tokenizer.save_pretrained(str(scratch))
         if folder.exists():
             shutil.rmtree(folder)

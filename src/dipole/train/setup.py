@@ -13,10 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-
-from dipole.config import TrainConfig
 from dipole.data.audit import AuditReport, audit
 from dipole.data.batch import Order, PackedBatch, groups_fingerprint, pack
 from dipole.data.facts import with_facts
@@ -28,7 +24,7 @@ from dipole.errors import ConfigError, DataError
 from dipole.group import Group, plain
 from dipole.objective import Loss, initial_state, resolve
 from dipole.objective.constraints import Constraint, ConstraintFunction, initial_multipliers, named_constraints
-from dipole.policy.adapters import add_adapter
+from dipole.policy.adapters import add_adapter, settled, start_fingerprint
 from dipole.policy.load import fingerprint, load_model, load_tokenizer, max_positions, weights_dtype
 from dipole.policy.logprobs import Policy, check_engine
 from dipole.policy.memory import checkpoint_layers
@@ -42,10 +38,14 @@ from dipole.train.inputs import (
     check_trainable,
     with_other_prompts,
 )
-from dipole.train.optim import cautions, make_optimizer
 from dipole.train.ranks import Ranks
-from dipole.train.references import reference_of_run
 from dipole.train.track import Log
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dipole.config import TrainConfig
+from dipole.train.optim import cautions, make_optimizer
+from dipole.train.references import reference_of_run
 
 DEFAULT_LENGTH = 1024
 
@@ -135,7 +135,7 @@ def prepare(
     accelerator = make_accelerator(config)
     ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.device)
     ranks.wait()  # until everyone has looked at the run folder, and what the first process was to write is written
-    config = with_max_length(config)
+    config = with_max_length(replace(config, peft=settled(config.peft)))
     loss = resolve(config.loss.name)
     check_trainable(loss)
     named = named_constraints(constraints)
@@ -230,7 +230,7 @@ def prepare_data(config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizer
 
 def _sample_prompts(groups: list[Group], config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[SamplePrompt]:
     """The first ``num_samples`` different prompts that fit ``max_length`` and leave the model room for a sample."""
-    positions = max_positions(config.model) or math.inf
+    positions = (max_positions(config.model) or math.inf) - (config.peft.num_virtual_tokens or 0)
     longest = min((config.max_length or DEFAULT_LENGTH) - 1, positions - config.sample_tokens)
     seen: set[str] = set()
     kept: list[SamplePrompt] = []
@@ -317,7 +317,7 @@ def load_policy(config: TrainConfig, accelerator: Accelerator) -> tuple[Policy, 
     wide = config.peft.method == "none"
     dtype = torch.float32 if wide else weights_dtype(config.dtype, accelerator.device)
     model = load_model(config.model, dtype=dtype)
-    weights = fingerprint(model)
+    weights = start_fingerprint(fingerprint(model), config.peft)
     return Policy(add_adapter(model, config.peft, seed=config.seed)).to(accelerator.device).eval(), weights
 
 
@@ -336,15 +336,22 @@ def with_max_length(config: TrainConfig) -> TrainConfig:
         ConfigError: the model takes fewer tokens.
     """
     longest = max_positions(config.model)
+    if longest is not None and config.peft.num_virtual_tokens is not None:
+        longest -= config.peft.num_virtual_tokens
     if config.max_length is None:
         return replace(config, max_length=DEFAULT_LENGTH if longest is None else min(DEFAULT_LENGTH, longest))
     if longest is not None and config.max_length > longest:
         raise ConfigError(
-            f"the model takes {longest} tokens, fewer than {config.max_length}",
+            f"the model takes {longest} tokens{_beside_virtual(config)}, fewer than {config.max_length}",
             where="--max_length",
             remedy=f"Use at most {longest}",
         )
     return config
+
+
+def _beside_virtual(config: TrainConfig) -> str:
+    virtual = config.peft.num_virtual_tokens
+    return f" beside {virtual} virtual ones" if virtual else ""
 
 
 def _check_vocabulary(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
