@@ -1,0 +1,82 @@
+"""Fills the tables of speed.md and README.md from what the benchmarks measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
+CASES = {
+    "pairs-full": "pairs, all weights",
+    "pairs-lora": "pairs, LoRA",
+    "groups-full": "groups of four ranked answers, all weights",
+}
+
+
+def rows() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Each measured case: its name with the token budget, the file's facts, its results."""
+    found = []
+    for path in sorted(RESULTS.glob("vs_trl-*.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        budget = re.search(r"--budget (\d+)", facts["command"])
+        for case, result in facts["results"].items():
+            found.append((f"{CASES.get(case, case)}, {budget[1] if budget else 4096} tokens at a time", facts, result))
+    return found
+
+
+def versus() -> str:
+    """Dipole beside TRL, a line a case."""
+    lines = [
+        "| one optimizer step | times faster | memory | Dipole | TRL | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, _, result in rows():
+        sides = [
+            f"{side['seconds'][0]:.1f} s, {side['peak_gb'][0]:.1f} GB" for side in (result["dipole"], result["trl"])
+        ]
+        faster, memory = result["times_faster"][0], result["memory_ratio"][0]
+        lines.append(f"| {name} | **{faster:.1f}** | {memory:.2f} | {' | '.join(sides)} | {result['repeats']} |")
+    facts = rows()[0][1]
+    commands = dict.fromkeys(f"`{row[1]['command']}`" for row in rows())
+    return "\n".join([*lines, "", f"{facts['model']}, float32, {facts['machine']}; {', '.join(commands)}."])
+
+
+def shares() -> str:
+    """How near the machine's matrix rate both come."""
+    lines = ["| one optimizer step | matrix rate | Dipole's share of it | TRL's |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {result['matrix_gflops']:.0f} GFLOP/s | {result['dipole']['share_of_matrix_rate'][0]:.0%}"
+        f" | {result['trl']['share_of_matrix_rate'][0]:.0%} |"
+        for name, _, result in rows()
+    ]
+    return "\n".join(lines)
+
+
+def profile() -> str:
+    """Where the time of a step goes."""
+    found = json.loads((RESULTS / "profile_step.json").read_text(encoding="utf-8"))
+    lines = ["| operator | share of the time |", "|---|---|"]
+    lines += [f"| {name} | {share:.1%} |" for name, share in found["shares"].items()]
+    note = f"Of the operators' own time in a step of {found['tokens']:,.0f} useful tokens; `{found['command']}`."
+    return "\n".join([*lines, "", note])
+
+
+def fill(page: Path, name: str, table: str) -> None:
+    """Writes a table between its two comments."""
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(f"<!-- {name} -->\n")
+    page.write_text(f"{before}{begin}{table}\n<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}", "utf-8")
+
+
+def main() -> None:
+    """Writes the pages anew."""
+    fill(HERE.parent / "README.md", "versus", versus())
+    for name, table in (("versus", versus()), ("shares", shares()), ("profile", profile())):
+        fill(HERE / "speed.md", name, table)
+
+
+if __name__ == "__main__":
+    main()
