@@ -172,6 +172,10 @@ class TrainConfig:
     """Held-out preferences. Without it, groups of ``data`` whose split is eval, validation or test are held out."""
     allow_shared_prompts: bool = False
     """Training and held-out data may share prompts (never a prompt with its completion), as where there is only one."""
+    allow_remote_code: bool = False
+    """Run the Python files that come with the model, which has to be a local folder. Read them first."""
+    allow_pickle_weights: bool = False
+    """Read weights that aren't safetensors, by PyTorch's restricted unpickler, if the model is a local folder."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The loss."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
@@ -215,6 +219,8 @@ class TrainConfig:
     """``auto`` is bfloat16 mixed precision on a GPU that has it, float32 elsewhere."""
     log_every: int = 1
     """Steps between two lines of metrics.jsonl."""
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Show the metrics in a tracker too (``wandb`` uploads them). One that fails costs a warning, never the run."""
     eval_every: int | None = None
     """Steps between evaluations on the held-out data; there is always one before and one after training."""
     checkpoint_every: int | None = None
@@ -222,6 +228,8 @@ class TrainConfig:
     max_skipped_steps: int = 3
     """Most steps in a row that may be skipped since a loss or gradient isn't finite; one more stops the run. 0 stops
     it at the first."""
+    process_timeout: int = 1800
+    """Of several processes: seconds that one waits for the others before it ends the run. A save has to fit in."""
     resume: bool = False
     """Go on from the newest valid checkpoint of the run folder, or start when there is none."""
     num_samples: int = 8
@@ -245,6 +253,7 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
             sample_every=self.sample_every,
             sample_tokens=self.sample_tokens,
+            process_timeout=self.process_timeout,
         )
         _at_least(0, seed=self.seed, num_samples=self.num_samples, max_grad_norm=self.max_grad_norm)
         _at_least(0, max_skipped_steps=self.max_skipped_steps)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dipole.errors import TrainingFault
+from dipole.errors import ConfigError, TrainingFault
 from dipole.policy.load import quietly
 from dipole.progress import Progress, Silent
 
@@ -31,7 +31,24 @@ NAME = "SmolLM2-135M-Instruct"
 
 
 def cache_folder() -> Path:
-    """Where Dipole keeps what it has fetched: ``$DIPOLE_CACHE``, or ``dipole`` in the user's cache folder."""
+    """Where Dipole keeps what it may need again: ``$DIPOLE_CACHE``, or ``dipole`` in the user's cache folder.
+
+    Raises:
+        ConfigError: nothing can be written there, or there is no home folder.
+    """
+    try:
+        folder = _chosen_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as fault:
+        problem, where = f"nothing can be kept there: {fault.strerror}", str(folder)
+    except RuntimeError:
+        problem, where = "there is no home folder to keep things in", "$HOME"
+    raise ConfigError(problem, where=where, remedy="Set DIPOLE_CACHE to a folder that can be written to")
+
+
+def _chosen_folder() -> Path:
     if chosen := os.environ.get("DIPOLE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dipole"

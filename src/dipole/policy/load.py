@@ -1,23 +1,27 @@
-"""Loading models and tokenizers: from a folder or by hub id, safetensors only, no code of the model's author."""
+"""Loading models and tokenizers: safetensors alone and no code of the model's author, unless a person allows it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import ConfigError
+from dipole.policy.locate import FOLDER_HOLDS, NOTHING, Allowed, check_weights, locate
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(name: str, *, dtype: torch.dtype = torch.float32, allowed: Allowed = NOTHING) -> PreTrainedModel:
     """A causal language model with dropout switched off.
 
     Dropout would give policy and reference different masks, and a loss that isn't ln 2 where it has to be.
@@ -25,46 +29,65 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     Args:
         name: a local folder, or a hub id.
         dtype: of the weights.
+        allowed: what of the model may be used although it can do harm.
 
     Raises:
         ConfigError: there is no such model, or it can't be loaded safely.
     """
+    place = check_weights(name, allowed)
     with quietly():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            model, info = AutoModelForCausalLM.from_pretrained(
+                place.source,
+                dtype=dtype,
+                use_safetensors=None if allowed.pickle_weights else True,
+                weights_only=True,
+                trust_remote_code=allowed.remote_code,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as fault:
+        except (OSError, ValueError, SafetensorError, UnpicklingError) as fault:
             raise _not_loadable("model", name, fault) from fault
+    if missing := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise ConfigError(
+            f"{len(missing)} of its weights are missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
+            where=f"--model {name}",
+            remedy="It was saved in part, or is of another architecture than its config.json says",
+        )
+    model.config._name_or_path = model.name_or_path = name  # not where the hub's cache has it
     disable_dropout(model)
     loaded: PreTrainedModel = model
     return loaded
 
 
-def max_positions(name: str) -> int | None:
+def max_positions(name: str, allowed: Allowed = NOTHING) -> int | None:
     """Most tokens that the model takes, from its config alone; ``None`` if it doesn't say.
 
     Raises:
         ConfigError: there is no such model.
     """
+    place = locate(name, allowed)
     with quietly():
         try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(place.source, trust_remote_code=allowed.remote_code)
         except (OSError, ValueError) as fault:
             raise _not_loadable("model", name, fault) from fault
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token for generation (its end-of-sequence token where it has none).
+def load_tokenizer(name: str, allowed: Allowed = NOTHING) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, as it is: one without a pad token stays without.
+
+    Nothing is padded in training, and what pads samples is never looked at. A saved tokenizer whose end-of-sequence
+    token had become its pad token would have the ends of answers masked by many who train on from there.
 
     Raises:
         ConfigError: there is none, or it has no end-of-sequence token.
     """
+    place = locate(name, allowed)
     with quietly():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(place.source, trust_remote_code=allowed.remote_code)
         except (OSError, ValueError) as fault:
             raise _not_loadable("tokenizer", name, fault) from fault
     if tokenizer.eos_token_id is None:
@@ -73,8 +96,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             where=name,
             remedy="Set eos_token in its tokenizer_config.json",
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
 
@@ -95,6 +116,12 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all tokens with their ids, and of those that begin and end a text."""
+    facts = [sorted(tokenizer.get_vocab().items()), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(all parameters, those that are trained)."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -110,17 +137,19 @@ def weights_dtype(dtype: DType, device: torch.device) -> torch.dtype:
 
 
 def _not_loadable(what: str, name: str, fault: Exception) -> ConfigError:
+    if "trust_remote_code" in str(fault):
+        return ConfigError(
+            "it comes with Python code of its own, which would run on this machine",
+            where=f"--model {name}",
+            remedy="Use a model that transformers knows; or read its *.py files, and add --allow_remote_code",
+        )
     reason = str(fault).strip().splitlines()[0][:300] if str(fault).strip() else type(fault).__name__
     if Path(name, "adapter_config.json").exists():
         remedy = "This is an adapter: merge it into its model with PEFT's merge_and_unload, and give the merged model"
     elif Path(name).exists():
-        remedy = (
-            "The folder has to hold config.json, model.safetensors and tokenizer files, as save_pretrained writes them"
-        )
-    elif name.count("/") > 1 or name.startswith((".", "~", "/")):
-        remedy = "There is no such folder"
+        remedy = FOLDER_HOLDS
     else:
-        remedy = "There is no such folder; as a hub id it needs a network and the right spelling"
+        remedy = "Is it a causal language model in the format of transformers?"
     return ConfigError(f"can't load the {what} '{name}': {reason}", where="--model", remedy=remedy)
 
 
