@@ -159,9 +159,8 @@ def head_parameters(head: nn.Module) -> tuple[Tensor, Tensor | None]:
     return weight, getattr(base, "bias", None)
 
 
-def _settings(config: PeftConfig) -> Settings:
-    """PEFT's own settings of a fresh adapter."""
-    task = "CAUSAL_LM"
+def _settings(config: PeftConfig, task: str) -> Settings:
+    """PEFT's own settings of a fresh adapter for one of its task types."""
     match config.method:
         case "ia3":
             return IA3Config(
@@ -197,10 +196,11 @@ def _names(text: str | None) -> list[str] | None:
 def _fresh(model: PreTrainedModel, config: PeftConfig) -> Any:
     """The model with a new adapter, if all targets are there."""
     where = config.targets or type(model).__name__
+    task = "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
     with quietly(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of tied heads: the engine and merging know about those
         try:
-            adapted: Any = get_peft_model(model, _settings(config), adapter_name=TRAINED)
+            adapted: Any = get_peft_model(model, _settings(config, task), adapter_name=TRAINED)
         except ValueError as fault:
             raise _bad_targets(f"can't put an adapter on {where}: {str(fault).splitlines()[0]}") from fault
     if config.targets in (None, "all-linear"):
