@@ -8,7 +8,8 @@ the tokenizer is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dipole.errors import ConfigError, JudgeError
@@ -69,52 +70,77 @@ class Budget:
 
     def __init__(self, cache: Cache, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._cache, self._lock = cache, threading.Lock()
+        self._cache = cache
+        self._settled = threading.Condition()
+        self._on_their_way = 0
 
-    def begin(self, key: str, messages: Sequence[Message], max_tokens: int) -> int:
-        """Sets aside what a call may use at most, and writes it into the ledger. Returns the call's number.
+    @contextmanager
+    def call(self, key: str, messages: Sequence[Message], max_tokens: int) -> Iterator[Booking]:
+        """For as long as a call is on its way; sets aside what it may use at most, and writes it into the ledger.
+
+        A call that gets no answer stays booked with all that was set aside: it may have been computed and billed.
 
         Raises:
-            JudgeError: it would exceed a limit. The call may not be sent.
+            JudgeError: it would exceed a limit, and nothing on its way can make room. It may not be sent.
         """
         prompt_tokens = most_tokens(messages)
         most = Spent(1, prompt_tokens + max_tokens, self.limits.cost(prompt_tokens, max_tokens))
-        with self._lock:
-            self._check(most)
-            return self._cache.begin(key, most)
-
-    def answered(self, number: int, prompt_tokens: int | None, completion_tokens: int | None) -> None:
-        """Books what a call has used; all that was set aside, where the server doesn't say."""
-        used = None
-        if prompt_tokens is not None and completion_tokens is not None:
-            used = Spent(1, prompt_tokens + completion_tokens, self.limits.cost(prompt_tokens, completion_tokens))
-        self._cache.finish(number, "answered", used)
-
-    def refused(self, number: int, reason: str) -> None:
-        """Books a call that the server refused, which uses nothing.
-
-        A call that got no answer stays in the ledger with all that was set aside: it may have been computed and billed.
-        """
-        self._cache.finish(number, reason, Spent(1))
+        with self._settled:
+            while (fault := self._exceeded(most)) is not None:
+                if not self._on_their_way:
+                    raise fault
+                self._settled.wait()
+            number = self._cache.begin(key, most)
+            self._on_their_way += 1
+        try:
+            yield Booking(self._cache, self.limits, number)
+        finally:
+            with self._settled:
+                self._on_their_way -= 1
+                self._settled.notify_all()
 
     def spent(self) -> Spent:
         """So far, what is set aside included."""
         return self._cache.spent()
 
-    def _check(self, most: Spent) -> None:
-        limits, spent = self.limits, self._cache.spent()
+    def _exceeded(self, most: Spent) -> JudgeError | None:
+        limits = self.limits
+        if limits.max_calls is limits.max_total_tokens is limits.max_cost is None:
+            return None
+        spent = self._cache.spent()
         for name, limit, used, wanted in (
             ("max_calls", limits.max_calls, spent.calls, most.calls),
             ("max_total_tokens", limits.max_total_tokens, spent.tokens, most.tokens),
             ("max_cost", limits.max_cost, spent.cost, most.cost),
         ):
             if limit is not None and used + wanted > limit:
-                raise JudgeError(
+                return JudgeError(
                     f"the budget is spent: {used:,.6g} of {limit:,.6g} are used, and the next call may need"
                     f" {wanted:,.6g}",
                     where=f"--{name}",
                     remedy="Raise the limit and run the same command again: nothing is asked twice",
                 )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """A call in the ledger."""
+
+    cache: Cache
+    limits: Limits
+    number: int
+
+    def answered(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Books what the call has used; all that was set aside, where the server doesn't say."""
+        used = None
+        if prompt_tokens is not None and completion_tokens is not None:
+            used = Spent(1, prompt_tokens + completion_tokens, self.limits.cost(prompt_tokens, completion_tokens))
+        self.cache.finish(self.number, "answered", used)
+
+    def refused(self, reason: str) -> None:
+        """Books a call that the server refused, which uses nothing."""
+        self.cache.finish(self.number, reason[:200], Spent(1))
 
 
 def most_tokens(messages: Sequence[Message]) -> int:

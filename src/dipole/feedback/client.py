@@ -207,23 +207,23 @@ class ChatClient:
             raise self._fatal
 
     def _try(self, key: str, body: Mapping[str, Any], seconds: float) -> Reply:
-        number = self.budget.begin(key, body["messages"], body["max_tokens"])
-        try:
-            status, headers, text = self._send(body, seconds)
-            _check_status(status, headers, text, self.url)
-            reply = _read_reply(text, headers, self.url)
-        except Refused as fault:
-            self.budget.refused(number, str(fault)[:200])
-            raise
-        except _Unanswered as fault:
-            if fault.refused:
-                self.budget.refused(number, fault.reason[:200])
-            raise
-        except JudgeError as fault:
-            self._fatal = fault
-            self.budget.refused(number, fault.problem[:200])
-            raise
-        self.budget.answered(number, reply.prompt_tokens, reply.completion_tokens)
+        with self.budget.call(key, body["messages"], body["max_tokens"]) as booking:
+            try:
+                status, headers, text = self._send(body, seconds)
+                _check_status(status, headers, text, self.url)
+                reply = _read_reply(text, headers, self.url)
+            except Refused as fault:
+                booking.refused(str(fault))
+                raise
+            except _Unanswered as fault:
+                if fault.refused:
+                    booking.refused(fault.reason)
+                raise
+            except JudgeError as fault:
+                self._fatal = fault
+                booking.refused(fault.problem)
+                raise
+            booking.answered(reply.prompt_tokens, reply.completion_tokens)
         return reply
 
     def _send(self, body: Mapping[str, Any], seconds: float) -> tuple[int, Mapping[str, str], str]:
