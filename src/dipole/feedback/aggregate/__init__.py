@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from dipole.errors import ConfigError
 from dipole.feedback.aggregate.labels import Labels, with_labels
-from dipole.feedback.aggregate.majority import majority
-from dipole.feedback.aggregate.one_coin import OneCoinPriors, one_coin
 from dipole.feedback.aggregate.result import Aggregation, Annotator, PairLabels, Source, counted
+from dipole.feedback.aggregate.shares import majority
+from dipole.feedback.aggregate.skills import OneCoinPriors, one_coin
 from dipole.feedback.aggregate.strengths import bradley_terry, plackett_luce, source_strengths
 from dipole.feedback.aggregate.subgroups import (
     Difference,

@@ -20,8 +20,8 @@ from dipole.data.audit.intervals import Floats, Ints
 from dipole.feedback.aggregate.ballots import Ballot, choices_of, from_rankings, from_votes
 from dipole.feedback.aggregate.choice import Prior, Sparse, fit
 from dipole.feedback.aggregate.connected import parts, with_a_circle_of_wins
-from dipole.feedback.aggregate.majority import by_agreement, num_votes
 from dipole.feedback.aggregate.result import Aggregation, PairLabels, Source, counted, interval
+from dipole.feedback.aggregate.shares import by_agreement, num_votes
 from dipole.feedback.aggregate.spread import covariance, ends, standard_errors
 from dipole.feedback.aggregate.votes import UNNAMED, Votes, votes_of
 from dipole.group import Group

@@ -29,8 +29,8 @@ from scipy import sparse, special
 from dipole.data.audit.intervals import Floats, Interval, Ints
 from dipole.feedback.aggregate.choice import Choices, Prior, Sparse, fit
 from dipole.feedback.aggregate.connected import can_be_rated
-from dipole.feedback.aggregate.majority import busiest_first, num_votes
 from dipole.feedback.aggregate.result import Aggregation, Annotator, PairLabels, counted, interval
+from dipole.feedback.aggregate.shares import busiest_first, num_votes
 from dipole.feedback.aggregate.spread import covariance, ends, standard_errors
 from dipole.feedback.aggregate.votes import Votes, votes_of
 from dipole.group import Group
@@ -123,11 +123,12 @@ def one_coin(groups: Sequence[Group], *, priors: OneCoinPriors | None = None) ->
     low, high = _interval_of(p, gradient, spread)
     labels = PairLabels(votes.group, votes.first, votes.second, p, low, high, num_votes(votes))
     rated = can_be_rated(len(votes.annotators), *_decided(votes))
+    settled = bool(np.isfinite(spread.data).all())
     return Aggregation(
         method="one_coin",
         pairs=labels,
         annotators=_annotators(votes, model, state, spread, rated),
-        notes=_notes(votes, rated, len(path) > ROUNDS),
+        notes=_notes(votes, rated, settled, len(path) > ROUNDS),
         objective=path,
     )
 
@@ -298,7 +299,7 @@ def _annotators(
     return busiest_first(found)
 
 
-def _notes(votes: Votes, rated: NDArray[np.bool_], unfinished: bool) -> tuple[str, ...]:
+def _notes(votes: Votes, rated: NDArray[np.bool_], settled: bool, unfinished: bool) -> tuple[str, ...]:
     notes = []
     each = float(np.mean(num_votes(votes)))
     if each < FEW_VOTES:
@@ -312,6 +313,11 @@ def _notes(votes: Votes, rated: NDArray[np.bool_], unfinished: bool) -> tuple[st
         notes.append(
             f"not identifiable: how reliable {counted(len(unknown), 'annotator')} of {len(rated)} are ({listed}); it"
             " takes pairs that two others judged too, who share pairs themselves. The prior's reliability was used"
+        )
+    if not settled:
+        notes.append(
+            "not identifiable: the votes fit two opposite accounts of who is right equally well, so there are no"
+            " intervals; have some pairs judged by others"
         )
     if unfinished:
         notes.append(f"the estimate was still moving after {ROUNDS} rounds")
