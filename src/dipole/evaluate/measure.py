@@ -26,15 +26,17 @@ def measure_run(run: Path) -> list[Measure]:
     Returns:
         Its rows: held-out accuracy where there is held-out data; score, KL, length and endings where there are samples.
     """
-    held_out, samples = _stages(run / "held_out.jsonl"), _stages(run / "samples.jsonl")
+    every_row, samples = _stages(run / "held_out.jsonl"), _stages(run / "samples.jsonl")
+    held_out = _finite_pairs(*every_row)
     measures = [
         *_accuracy(*held_out),
         *_scores(*samples),
-        *_kl(samples[1]),
+        *_kl([row for row in samples[1] if _is_finite(row)]),
         *_shape(*samples),
         *_displacement(held_out[1]),
     ]
-    content = {"rows": [asdict(measure) for measure in measures], "notes": _notes(held_out[1], samples[1])}
+    notes = [*_not_finite(every_row[1], held_out[1], samples[1]), *_notes(held_out[1], samples[1])]
+    content = {"rows": [asdict(measure) for measure in measures], "notes": notes}
     (run / "evaluation.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return measures
 
@@ -44,6 +46,37 @@ def _stages(path: Path) -> tuple[Rows, Rows]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines]
     return [row for row in rows if row["stage"] == "before"], [row for row in rows if row["stage"] == "after"]
+
+
+def _is_finite(row: dict[str, Any]) -> bool:
+    """Whether a row has all of its values: what isn't finite is ``null`` in the file, and named."""
+    return "not_finite" not in row
+
+
+def _finite_pairs(before: Rows, after: Rows) -> tuple[Rows, Rows]:
+    """The rows that have all of their values; one that lacks them at one stage is left out of both."""
+    if len(before) != len(after):
+        return [row for row in before if _is_finite(row)], [row for row in after if _is_finite(row)]
+    kept = [pair for pair in zip(before, after, strict=True) if all(map(_is_finite, pair))]
+    return [pair[0] for pair in kept], [pair[1] for pair in kept]
+
+
+def _not_finite(every_row: Rows, kept: Rows, samples: Rows) -> list[str]:
+    """What had to be left out, in words."""
+    notes = []
+    if left_out := len(every_row) - len(kept):
+        ids = {row["id"] for row in kept}
+        groups = [id for id in dict.fromkeys(row["id"] for row in every_row) if id not in ids]
+        named = f" (groups without any: {', '.join(groups[:5])}{' …' if len(groups) > 5 else ''})" if groups else ""
+        notes.append(
+            f"{left_out} of {len(every_row)} held-out comparisons have a value that isn't finite, before or after"
+            f" training, and are in none of these numbers{named}."
+        )
+    if wrong := sum(not _is_finite(row) for row in samples):
+        notes.append(
+            f"{wrong} of {len(samples)} samples have a log-probability that isn't finite and are left out of the KL."
+        )
+    return notes
 
 
 def _accuracy(before: Rows, after: Rows) -> list[Measure]:

@@ -14,11 +14,13 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dipole.errors import ConfigError, TrainingFault
 from dipole.objective.constraints import Constraint
+from dipole.policy.load import vocabulary_fingerprint
 from dipole.policy.logprobs import Policy
 from dipole.policy.reference import FrozenCopy
 from dipole.train.track import now, scratch_for, write_json
@@ -79,7 +81,7 @@ def save_checkpoint(run: Run) -> Path:
     except (OSError, SafetensorError) as fault:
         needed = sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values())
         raise not_saved(f"the checkpoint of step {run.step}", needed, fault, where=folder) from fault
-    _prune(folder.parent)
+    _prune(folder)
     return folder
 
 
@@ -171,7 +173,8 @@ def identity(run: Run) -> dict[str, Any]:
         "seed": config.seed,
         "max_length": config.max_length,
         "prompt_format": config.prompt_format,
-        "tokenizer": hashlib.sha256(str(run.tokenizer.chat_template).encode()).hexdigest()[:16],
+        "tokenizer": vocabulary_fingerprint(run.tokenizer),
+        "chat_template": hashlib.sha256(str(run.tokenizer.chat_template).encode()).hexdigest()[:16],
     }
 
 
@@ -200,7 +203,10 @@ def _check_format(folder: Path) -> None:
 
 
 def _check_identity(manifest: dict[str, Any], run: Run, folder: Path) -> None:
-    then, now = _flat(manifest["identity"]), _flat(json.loads(json.dumps(identity(run))))
+    now = _flat(json.loads(json.dumps(identity(run))))
+    then = _flat(manifest["identity"])
+    if "chat_template" not in then:  # the first checkpoints called it the tokenizer, whose own hash they don't have
+        then |= {"chat_template": then["tokenizer"], "tokenizer": now["tokenizer"]}
     differences = [
         (name, then.get(name, "–"), now.get(name, "–"))
         for name in dict.fromkeys([*now, *then])
@@ -263,27 +269,34 @@ def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or ``None``."""
+    """What is wrong with a checkpoint, or ``None``. Sizes come first: to see them nothing has to be read."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, facts in manifest["files"].items():
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"].items()
+        for name, facts in files:
             path = folder / name
             if not path.is_file() or path.stat().st_size != facts["bytes"]:
                 return f"{name} is missing or cut short"
-            if _sha256(path) != facts["sha256"]:
+        for name, facts in files:
+            if _sha256(folder / name) != facts["sha256"]:
                 return f"{name} doesn't have the hash that its manifest says"
     except (OSError, ValueError, KeyError, TypeError) as fault:
         return f"its manifest can't be read: {fault}"
     return None
 
 
-def _prune(folder: Path) -> None:
-    """Keeps the newest valid ones and whatever is newer than the last of them; a damaged one stays to be named."""
-    newest_first = sorted(folder.glob("step-*"), reverse=True)
-    valid = [path for path in newest_first if _damage(path) is None]
-    if len(valid) < KEEP:
+def _prune(saved: Path) -> None:
+    """Keeps the newest valid ones and whatever is newer than the last of them; a damaged one stays to be named.
+
+    Args:
+        saved: was written just now, and hashed then. Of the others only as many are read as it takes to know that
+            enough valid ones are kept.
+    """
+    newest_first = sorted(saved.parent.glob("step-*"), reverse=True)
+    valid = (path for path in newest_first if path == saved or _damage(path) is None)
+    kept = list(islice(valid, KEEP))
+    if len(kept) < KEEP:
         return
-    for path in newest_first[newest_first.index(valid[KEEP - 1]) + 1 :]:
+    for path in newest_first[newest_first.index(kept[-1]) + 1 :]:
         with suppress(OSError):
             _remove(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +18,12 @@ from dipole.train.setup import Run
 def not_finite(values: Mapping[str, float]) -> list[str]:
     """The names of what is infinite or not a number."""
     return [name for name, value in values.items() if not math.isfinite(value)]
+
+
+def marked(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a file: what isn't finite is ``None``, since JSON has no word for it, and ``not_finite`` names it."""
+    wrong = not_finite({name: value for name, value in row.items() if isinstance(value, float)})
+    return {**row, **dict.fromkeys(wrong), "not_finite": wrong} if wrong else dict(row)
 
 
 @torch.no_grad()

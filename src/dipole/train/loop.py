@@ -21,7 +21,7 @@ from dipole.objective import ListIndex, PairIndex, UnaryIndex
 from dipole.objective.diagnostics import list_metrics, pair_metrics, rounding, unary_metrics
 from dipole.objective.tr_dpo import sync_is_due, updated_reference
 from dipole.policy.reference import AdapterOff, FrozenCopy, starts_equal
-from dipole.train.finite import not_finite, offending_groups
+from dipole.train.finite import marked, not_finite, offending_groups
 from dipole.train.forward import (
     Evaluated,
     evaluate_batch,
@@ -36,6 +36,7 @@ from dipole.train.ranks import ALONE, Ranks
 from torch import Tensor
 
 from dipole.train.optim import rate_at
+from dipole.train.out_of_memory import memory_for
 from dipole.train.setup import Run, trained_parameters
 
 
@@ -62,9 +63,10 @@ class Meter:
         self._weights: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor], weight: Tensor) -> None:
-        """Adds (R,) values, each with its relation's weight."""
+        """Adds (R,) values, each with its relation's weight; what has no weight may be anything."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value.detach() * weight).sum().double()
+            weighted = torch.where(weight != 0, value.detach() * weight, 0.0)
+            self._sums[name] = self._sums.get(name, 0.0) + weighted.sum().double()
             self._weights[name] = self._weights.get(name, 0.0) + weight.sum().double()
 
     def means(self, ranks: Ranks = ALONE) -> dict[str, float]:
@@ -90,6 +92,7 @@ def steps(run: Run) -> Iterator[StepInfo]:
 
     Raises:
         TrainingFault: the first loss isn't what policy = reference gives.
+        OutOfMemory: before the step has changed anything.
     """
     if run.step == 0:
         check_start(run)
@@ -97,9 +100,10 @@ def steps(run: Run) -> Iterator[StepInfo]:
         began = time.perf_counter()
         groups = [run.data.train[index] for index in run.order.step(run.step)]
         meter = Meter()
-        state = backward(run, groups, meter)
-        run.ranks.sum_gradients(run.policy.parameters())
-        norm = clip(run)
+        with memory_for(f"step {run.step + 1}", run.config):
+            state = backward(run, groups, meter)
+            run.ranks.sum_gradients(run.policy.parameters())
+            norm = clip(run)
         metrics = meter.means(run.ranks) | {"grad_norm": norm}
         rate = rate_at(run.step, run.total_steps, run.config)
         wrong = not_finite(metrics)
@@ -193,9 +197,11 @@ def mean_loss(found: Evaluated, batch: PackedBatch, weight: float) -> Tensor:
     return (found.outcome.losses * batch.relations.weight).sum() / weight + found.penalty
 
 
-def record(meter: Meter, batch: PackedBatch, found: Evaluated) -> None:
-    """Takes a batch's metrics into the meter."""
+def record(meter: Meter, batch: PackedBatch, found: Evaluated, kept: Tensor | None = None) -> None:
+    """Takes a batch's metrics into the meter; with ``kept``, (R,), those of some relations alone."""
     relations, weight = batch.relations, batch.relations.weight
+    if kept is not None:
+        weight = weight * kept
     meter.add(relation_metrics(found, relations), weight)
     if isinstance(relations, Unaries):
         of = {"rewards": found.outcome.rewards, "logps": found.completions.logps}
@@ -290,7 +296,8 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Scores the held-out data.
 
     Returns:
-        A row a relation (its values, weight and label), and the metrics under ``eval/``.
+        A row a relation (its values, weight and label), and the metrics under ``eval/``. Relations with a value that
+        isn't finite have no part in the means; ``eval/not_finite`` says how many these are.
     """
     meter, groups = Meter(), run.data.held_out
     parts = parts_of(run, groups)
@@ -298,7 +305,6 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     tokens = joined_values(run, parts)
     batch = pack(groups).to(run.accelerator.device)
     found = evaluate_batch(run, groups, batch, tokens, held_out=True)
-    record(meter, batch, found)
     relations = batch.relations
     values = relation_metrics(found, relations)
     if run.loss.whole_batch:
@@ -307,10 +313,14 @@ def held_out_rows(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
     values |= {"prob": prob, "weight": relations.weight}
     if isinstance(relations, Unaries):
         values |= {"desirable": relations.desirable, "reward": found.outcome.rewards[relations.completion]}
+    kept = torch.stack([value.isfinite() for value in values.values()]).all(0)
+    record(meter, batch, found, kept)
     columns = {name: value.tolist() for name, value in values.items()}
     ids = [group.id for group in groups for _ in group.relations]
     rows = [
-        {"id": ids[number]} | {name: column[number] for name, column in columns.items()} for number in range(len(ids))
+        marked({"id": ids[number]} | {name: column[number] for name, column in columns.items()})
+        for number in range(len(ids))
     ]
-    metrics = {f"eval/{name}": value for name, value in meter.means(run.ranks).items()}
-    return rows, metrics | {"eval/n": len(rows)}
+    metrics = {f"eval/{name}": value for name, value in meter.means(run.ranks).items() if math.isfinite(value)}
+    left_out = len(rows) - int(kept.sum())
+    return rows, metrics | {"eval/n": len(rows) - left_out} | ({"eval/not_finite": left_out} if left_out else {})

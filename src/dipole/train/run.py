@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +20,13 @@ from dipole.policy.adapters import save_model
 from dipole.policy.generate import Sample, Sampling, sample
 from dipole.policy.load import count_parameters
 from dipole.progress import Progress, Silent, is_first_process
+from dipole.train.finite import marked
 from dipole.train.forward import completion_logps
 from dipole.train.lock import locked
+from dipole.train.out_of_memory import OutOfMemory, memory_for
 from dipole.train.stop import Stop, before_first_step, stop_signals
 from dipole.train.track import clear_scratch, cut_back, environment, now, scratch_for, write_json
+from dipole.train.trackers import Tracker, tracking
 from safetensors import SafetensorError
 
 from dipole import __version__
@@ -56,24 +59,43 @@ def train(
         ConfigError, DataError, TrainingFault: see the exit statuses in ``errors``.
         Stopped: by SIGTERM or SIGINT, after a checkpoint was saved.
         NotSaved: the trained model couldn't be written.
+        OutOfMemory: there isn't enough; with the state before the step saved, if it was in a step.
     """
     progress = (progress or Silent()) if is_first_process() else Silent()
     output = Path(config.output)
     if output.exists() and not output.is_dir():
         raise ConfigError("this is a file, but a run is a folder", where=f"--output {output}")
-    with stop_signals() as stop, locked(output, progress.say) if is_first_process() else nullcontext():
+    with (
+        stop_signals() as stop,
+        locked(output, progress.say) if is_first_process() else nullcontext(),
+        memory_for("the run", config),
+    ):
         _refuse_used(output, config)
-        began = time.time()
-        run = prepare(config, progress, constraints)
-        if config.resume:
-            for sentence in resume(run):
-                progress.say(sentence)
-        run.ranks.wait()
-        if run.ranks.is_first:
-            _recorded(run, progress, stop, _manifest(run, kind), began)
-        else:
-            _train(run, progress, stop)
+        with tracking(config, progress.say) if is_first_process() else nullcontext() as tracker:
+            _prepared_and_trained(config, progress, stop, kind, constraints, tracker)
     return output
+
+
+def _prepared_and_trained(
+    config: TrainConfig,
+    progress: Progress,
+    stop: Stop,
+    kind: str,
+    constraints: Sequence[Constraint | ConstraintFunction],
+    tracker: Tracker | None,
+) -> None:
+    began = time.time()
+    run = prepare(config, progress, constraints)
+    if config.resume:
+        for sentence in resume(run):
+            progress.say(sentence)
+    if tracker is not None:
+        run.log.follow("metrics.jsonl", tracker.log)
+    run.ranks.wait()
+    if run.ranks.is_first:
+        _recorded(run, progress, stop, _manifest(run, kind), began)
+    else:
+        _train(run, progress, stop)
 
 
 def _recorded(run: Run, progress: Progress, stop: Stop, manifest: dict[str, Any], began: float) -> None:
@@ -108,7 +130,7 @@ def _train(run: Run, progress: Progress, stop: Stop) -> None:
     _stop_if_asked(run, stop)
     progress.stage("Training", total=run.total_steps)
     progress.advance(run.step)
-    for info in steps(run):
+    for info in _steps(run, stop):
         _log_step(run, info, progress)
         if _due(info.step, run.config.checkpoint_every) and (fault := _save(run, stop)):
             progress.say(f"{fault.where}: {fault.problem}. Training goes on.")
@@ -123,6 +145,23 @@ def _train(run: Run, progress: Progress, stop: Stop) -> None:
     _stop_if_asked(run, stop)
     if run.ranks.is_first:
         _finish_log(run)
+
+
+def _steps(run: Run, stop: Stop) -> Iterator[StepInfo]:
+    """The steps. One that needs more memory than there is has changed nothing yet: what came before it is saved.
+
+    Raises:
+        OutOfMemory: after that. Of several processes each ends by itself, and the newest checkpoint is what is left.
+    """
+    try:
+        yield from steps(run)
+    except OutOfMemory as fault:
+        if run.ranks.count > 1:
+            raise
+        run.optimizer.zero_grad(set_to_none=True)  # to have room for what a save copies
+        kept = run.step > 0 and _save(run, stop) is None
+        state = f"the state after step {run.step} is saved" if kept else "nothing is saved"
+        raise OutOfMemory(f"{fault.problem}; {state}", where=fault.where, remedy=fault.remedy) from fault
 
 
 def _log_step(run: Run, info: StepInfo, progress: Progress) -> None:
@@ -212,7 +251,7 @@ def _between_steps(run: Run, progress: Progress) -> bool:
     """Held-out metrics and samples in the course of training, where they are due; returns whether any were."""
     config = run.config
     if scores := _due(run.step, config.eval_every):
-        run.log.append("metrics.jsonl", [_held_out(run, stage=None)])
+        run.log.append("metrics.jsonl", [_held_out(run, None, progress)])
     if samples := _due(run.step, config.sample_every):
         run.log.append("samples.jsonl", draw_samples(run, "step", progress))
     return scores or samples
@@ -222,15 +261,21 @@ def evaluate(run: Run, progress: Progress, *, stage: str) -> None:
     """Held-out metrics and samples, before or after training, into the run folder."""
     if run.data.held_out:
         progress.stage(f"Scoring {len(run.data.held_out)} held-out groups")
-        run.log.append("metrics.jsonl", [_held_out(run, stage)])
+        run.log.append("metrics.jsonl", [_held_out(run, stage, progress)])
     if run.data.prompts:
         progress.stage(f"Sampling {run.config.num_samples} completions", total=run.config.num_samples)
         run.log.append("samples.jsonl", draw_samples(run, stage, progress))
 
 
-def _held_out(run: Run, stage: str | None) -> dict[str, Any]:
+def _held_out(run: Run, stage: str | None, progress: Progress) -> dict[str, Any]:
     """One line of metrics; with a stage, also a line a relation in held_out.jsonl."""
     rows, metrics = held_out_rows(run)
+    if wrong := [row for row in rows if "not_finite" in row]:
+        groups = ", ".join(dict.fromkeys(row["id"] for row in wrong[:3])) + (" …" if len(wrong) > 3 else "")
+        progress.say(
+            f"At step {run.step}, {len(wrong)} of {len(rows)} held-out relations aren't finite in"
+            f" {', '.join(wrong[0]['not_finite'][:3])} and count in no mean; groups: {groups}."
+        )
     if stage is not None:
         run.log.append("held_out.jsonl", ({"step": run.step, "stage": stage, **row} for row in rows))
     return {"step": run.step, **metrics}
@@ -254,7 +299,7 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
         for index, item in enumerate(drawn)
     ]
     logps, ref_logps = completion_logps(run, groups)
-    return [
+    rows = [
         {
             "step": run.step,
             "stage": stage,
@@ -270,6 +315,7 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
         }
         for index, item in enumerate(drawn)
     ]
+    return [marked(row) for row in rows]
 
 
 def save_final(run: Run) -> None:

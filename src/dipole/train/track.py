@@ -61,11 +61,20 @@ class Log:
         self._say = say
         self._writes = writes
         self._waiting: dict[str, list[Mapping[str, Any]]] = {}
+        self._followers: dict[str, list[Callable[[Mapping[str, Any]], None]]] = {}
+
+    def follow(self, name: str, follower: Callable[[Mapping[str, Any]], None]) -> None:
+        """From here on ``follower`` is told every row of the file ``name``."""
+        self._followers.setdefault(name, []).append(follower)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows to the file ``name``, after those that wait."""
         if not self._writes:
             return
+        rows = list(rows)
+        for follower in self._followers.get(name, ()):
+            for row in rows:
+                follower(row)
         waited = bool(self._waiting)
         self._waiting.setdefault(name, []).extend(rows)
         try:
