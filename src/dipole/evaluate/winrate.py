@@ -9,7 +9,7 @@ Shapes: one match a row; a row is (win, length gap).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from dipole.evaluate.opinion import opinions
 from dipole.evaluate.stats import (
     Estimate,
     Floats,
@@ -28,8 +29,8 @@ from dipole.evaluate.stats import (
     share,
 )
 from dipole.evaluate.stats import mean as mean_of
-from dipole.feedback.judge import Judge, is_invalid
-from dipole.group import Comparison, Group, Judgment, Rating, plain
+from dipole.feedback.judge import Judge
+from dipole.group import Group, plain
 
 POWER = 0.8
 """Chance with which a difference of the detectable size is found at the 5 % level."""
@@ -111,40 +112,23 @@ class Difference:
     detectable: float | None
 
 
-def match(judge: Judge, group: Group, *, method: str, temperature: float | None) -> Match:
-    """Asks the judge about a group of two completions, the method's and the opponent's, in both orders.
-
-    Equal texts are a tie without asking.
+def matches_of(judge: Judge, groups: Sequence[Group], *, method: str, temperature: float | None) -> Iterator[Match]:
+    """Asks the judge about groups of two completions, the method's and the opponent's, in both orders.
 
     Raises:
         JudgeError: the judge can't go on.
     """
-    mine, other = (plain(completion.text) for completion in group.completions)
-    wins: tuple[float | None, float | None] = (0.5, 0.5)
-    if mine != other:
-        judgments = judge.judge(group, [(0, 1), (1, 0)])
-        wins = (_win(judgments, 0, 1), _win(judgments, 1, 0))
-    known = [win for win in wins if win is not None]
-    return Match(
-        prompt=group.id,
-        method=method,
-        temperature=temperature,
-        win=float(np.mean(known)) if known else None,
-        consistent=None if len(known) < 2 else bool(np.sign(known[0] - 0.5) == np.sign(known[1] - 0.5)),
-        length=len(mine),
-        other_length=len(other),
-    )
-
-
-def _win(judgments: Sequence[Judgment], i: int, j: int) -> float | None:
-    """Probability that completion 0 is the better one, as judged in the order (i, j)."""
-    scores = {judgment.i: judgment.value for judgment in judgments if isinstance(judgment, Rating)}
-    if scores:
-        return 0.5 + 0.5 * float(np.sign(scores[0] - scores[1])) if len(scores) == 2 else None
-    for judgment in judgments:
-        if isinstance(judgment, Comparison) and (judgment.i, judgment.j) == (i, j) and not is_invalid(judgment):
-            return judgment.p if i == 0 else 1 - judgment.p
-    return None
+    for group, (opinion,) in zip(groups, opinions(judge, [(group, ((0, 1),)) for group in groups]), strict=True):
+        mine, other = (len(plain(completion.text)) for completion in group.completions)
+        yield Match(
+            prompt=group.id,
+            method=method,
+            temperature=temperature,
+            win=opinion.p,
+            consistent=opinion.consistent,
+            length=mine,
+            other_length=other,
+        )
 
 
 def win_rates(matches: Iterable[Match], *, resamples: int = 1000, seed: int = 0) -> list[WinRate]:
