@@ -197,6 +197,9 @@ class TrainConfig:
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
     """Of AdamW, on matrices only."""
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit", "rmsprop", "sgd"] = "adamw"
+    """``adamw_fused`` is AdamW in one kernel; ``adamw_8bit`` keeps its state in a quarter of the memory (bitsandbytes,
+    on a GPU); ``rmsprop`` is what DPO was published with; ``sgd`` keeps no state at all."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     global_batch_size: int = 32
@@ -205,6 +208,11 @@ class TrainConfig:
     """Packed tokens a forward pass. Changes memory and speed, never the gradient."""
     gradient_checkpointing: bool = False
     """Forget activations and compute them again in the backward pass: much less memory, about a third more time."""
+    activation_offloading: bool = False
+    """Keep activations in main memory until the backward pass: less memory of the GPU, more traffic to and from it."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """``fsdp`` divides weights, gradients and optimizer state over the processes of a launch; ``none`` keeps all of
+    them on each."""
     max_length: int | None = None
     """Most tokens of a prompt with one completion; 1024 by default, or what the model takes if that is less."""
     prompt_format: Literal["as_is", "chat"] = "as_is"
@@ -216,7 +224,7 @@ class TrainConfig:
     seed: int = 0
     """Of the data's order, the adapter's first weights, and the samples."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """``auto`` is bfloat16 mixed precision on a GPU that has it, float32 elsewhere."""
+    """``auto`` is bfloat16 mixed precision on a GPU that has it, float32 elsewhere. ``float16`` scales losses."""
     log_every: int = 1
     """Steps between two lines of metrics.jsonl."""
     track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
@@ -230,6 +238,8 @@ class TrainConfig:
     it at the first."""
     process_timeout: int = 1800
     """Of several processes: seconds that one waits for the others before it ends the run. A save has to fit in."""
+    dry_run: bool = False
+    """Check data and options, print sizes, steps and memory, and stop there: no weights are loaded, nothing written."""
     resume: bool = False
     """Go on from the newest valid checkpoint of the run folder, or start when there is none."""
     num_samples: int = 8

@@ -172,11 +172,6 @@ def test_the_engine_is_checked_beyond_the_attention_window(
     assert max(probed) > 40
 
 
-def test_half_precision_without_loss_scaling_is_refused(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="float16"):
-        prepared(tiny_config(tiny_folder, data, tmp_path, dtype="float16"))
-
-
 def test_bfloat16_runs_on_a_processor(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     from dipole.train.loop import steps
 

@@ -95,15 +95,19 @@ class Cached:
     Args:
         store: its log-probabilities.
         live: makes the reference itself, for completions that nobody computed in advance, such as samples.
+        anyone: of several processes that make the same passes, whether something holds for any of them.
     """
 
-    def __init__(self, store: LogpStore, live: Callable[[], Reference]) -> None:
+    def __init__(
+        self, store: LogpStore, live: Callable[[], Reference], anyone: Callable[[bool], bool] = lambda holds: holds
+    ) -> None:
         self._store = store
         self._live = live
+        self._anyone = anyone
 
     def token_logps(self, batch: PackedBatch) -> Tensor:
         """(T,) in float32; batches with a completion that isn't there are computed anew, and kept in memory no more."""
-        if not all(sequence in self._store for sequence in batch.sequences):
+        if self._anyone(not all(sequence in self._store for sequence in batch.sequences)):
             return self._live().token_logps(batch)
         return torch.cat([self._store.get(sequence) for sequence in batch.sequences]).to(batch.target.device)
 

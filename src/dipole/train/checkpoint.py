@@ -18,17 +18,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from dipole.errors import ConfigError, TrainingFault
 from dipole.objective.constraints import Constraint
 from dipole.policy.load import vocabulary_fingerprint
 from dipole.policy.logprobs import Policy
 from dipole.policy.reference import FrozenCopy
-from dipole.train.track import now, scratch_for, write_json
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
+from dipole.train.optim import SAME_STATE
 from dipole.train.setup import Run, trained_parameters
+from dipole.train.shard import own_rows, whole_tensors
+from dipole.train.track import now, scratch_for, write_json
 
 FORMAT = 1
 KEEP = 2
@@ -37,6 +40,8 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.safetensors"
 REFERENCE = "reference.safetensors"
 MANIFEST = "manifest.json"
+Contents = dict[str, dict[str, Tensor]]
+"""Tensors by file and name."""
 NO_ADAPTER = {"rank": 16, "alpha": None, "targets": "all-linear"}
 """What format 1 says of a run whose adapter has no such options."""
 
@@ -65,8 +70,12 @@ class OtherSettings(ConfigError):
         return "\n".join([super().__str__(), *lines])
 
 
-def save_checkpoint(run: Run) -> Path:
+def save_checkpoint(run: Run, contents: Contents | None = None) -> Path:
     """Writes ``checkpoints/step-NNNNNN``, over a damaged one if there is, and keeps the two newest valid ones.
+
+    Args:
+        run: whose state it is.
+        contents: what to write; found by ``contents_of`` if it isn't given.
 
     Raises:
         NotSaved: the disk is full, or can't be written to. Older checkpoints are as they were.
@@ -74,7 +83,7 @@ def save_checkpoint(run: Run) -> Path:
     folder = run.output / "checkpoints" / f"step-{run.step:06d}"
     if folder.exists() and _damage(folder) is None:
         return folder
-    contents = _contents(run)
+    contents = contents_of(run) if contents is None else contents
     try:
         _remove(folder)
         _write(run, folder, contents)
@@ -104,7 +113,7 @@ def not_saved(what: str, needed: int, fault: Exception, *, where: Path) -> NotSa
     )
 
 
-def _write(run: Run, folder: Path, contents: dict[str, dict[str, Tensor]]) -> None:
+def _write(run: Run, folder: Path, contents: Contents) -> None:
     """Beside its place first; it gets its name when all of it is on the disk."""
     scratch = scratch_for(folder)
     try:
@@ -119,6 +128,7 @@ def _write(run: Run, folder: Path, contents: dict[str, dict[str, Tensor]]) -> No
             "format": FORMAT,
             "step": run.step,
             "skips": run.skips,
+            **({} if run.scale is None else {"loss_scale": [run.scale.value, run.scale.good_steps]}),
             "created": now(),
             "identity": identity(run),
             "files": files,
@@ -154,6 +164,8 @@ def resume(run: Run) -> list[str]:
         _restore(run, folder)
         run.step = manifest["step"]
         run.skips = manifest.get("skips", 0)
+        if run.scale is not None and "loss_scale" in manifest:
+            run.scale.value, run.scale.good_steps = manifest["loss_scale"]
         break
     return said
 
@@ -169,6 +181,7 @@ def identity(run: Run) -> dict[str, Any]:
         "reference": {"sync_every": config.sync_reference_every, "sync_alpha": config.sync_reference_alpha},
         "peft": {**NO_ADAPTER, "method": config.peft.method}
         | {name: getattr(config.peft, name) for name in config.peft.given()},
+        **_other_optimizer(config.optimizer),
         "global_batch_size": config.global_batch_size,
         "seed": config.seed,
         "max_length": config.max_length,
@@ -176,6 +189,12 @@ def identity(run: Run) -> dict[str, Any]:
         "tokenizer": vocabulary_fingerprint(run.tokenizer),
         "chat_template": hashlib.sha256(str(run.tokenizer.chat_template).encode()).hexdigest()[:16],
     }
+
+
+def _other_optimizer(name: str) -> dict[str, str]:
+    """The optimizer, if its state isn't AdamW's, which is what format 1 says nothing of."""
+    family = SAME_STATE.get(name, name)
+    return {} if family == "adamw" else {"optimizer": family}
 
 
 def _facts(constraint: Constraint) -> dict[str, Any]:
@@ -227,14 +246,20 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _contents(run: Run) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint is made of, by file; nothing is copied yet."""
+def contents_of(run: Run) -> Contents:
+    """What a checkpoint is made of, by file; nothing is copied yet.
+
+    Divided tensors are put together in the first process's main memory, so that a checkpoint is the same however many
+    processes made it. All of them have to take part then.
+    """
     contents = {TRAINED: trained_parameters(run.policy, run.policy), OPTIMIZER: _optimizer_tensors(run)}
     if run.state:
         contents[STATE] = {name: value.clone() for name, value in run.state.items()}
     if (reference := _moving_reference(run)) is not None:
         contents[REFERENCE] = trained_parameters(run.policy, reference)
-    return contents
+    if not run.ranks.lockstep:
+        return contents
+    return {name: whole_tensors(tensors, run.ranks) for name, tensors in contents.items()}
 
 
 def _moving_reference(run: Run) -> Policy | None:
@@ -245,27 +270,44 @@ def _moving_reference(run: Run) -> Policy | None:
 
 
 def _optimizer_tensors(run: Run) -> dict[str, Tensor]:
-    """Flat names: ``<parameter's number>.<exp_avg, exp_avg_sq or step>``."""
+    """Flat names, such as ``<parameter's number>.exp_avg``. Whole numbers become tensors of int64."""
     state = run.optimizer.state_dict()["state"]
-    return {f"{number}.{name}": tensor.detach() for number, values in state.items() for name, tensor in values.items()}
+    return {
+        f"{number}.{name}": value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+        for number, values in state.items()
+        for name, value in values.items()
+    }
 
 
 def _restore(run: Run, folder: Path) -> None:
-    _copy(load_file(folder / TRAINED), trained_parameters(run.policy, run.policy))
+    _copy(folder / TRAINED, trained_parameters(run.policy, run.policy))
     if (reference := _moving_reference(run)) is not None:
-        _copy(load_file(folder / REFERENCE), trained_parameters(run.policy, reference))
+        _copy(folder / REFERENCE, trained_parameters(run.policy, reference))
     if run.state:
         run.state = {name: value.to(run.accelerator.device) for name, value in load_file(folder / STATE).items()}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / OPTIMIZER).items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = tensor
+    state = _optimizer_state(run, folder / OPTIMIZER)
     run.optimizer.load_state_dict({"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]})
 
 
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
+def _optimizer_state(run: Run, path: Path) -> dict[int, dict[str, Tensor | int]]:
+    """The optimizer's state by parameter; of a divided parameter's as much as the process has of that."""
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor | int]] = {}
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - it is no dictionary
+            number, name = key.split(".", 1)
+            like = parameters[int(number)]
+            divided = tuple(file.get_slice(key).get_shape()) == tuple(like.shape)
+            value = own_rows(file, key, like) if divided else file.get_tensor(key)
+            is_count = value.ndim == 0 and value.dtype == torch.int64
+            state.setdefault(int(number), {})[name] = int(value) if is_count else value
+    return state
+
+
+def _copy(path: Path, target: dict[str, Tensor]) -> None:
+    with safe_open(path, "pt") as file:
+        for name, tensor in target.items():
+            tensor.copy_(own_rows(file, name, tensor))
 
 
 def _damage(folder: Path) -> str | None:

@@ -81,9 +81,11 @@ def joined_values(run: Run, parts: Sequence[Sequence[TokenizedGroup]]) -> dict[s
     lengths = [sum(len(ids) for group in part for ids in group.completion_ids) for part in parts]
     starts = list(accumulate(lengths, initial=0))
     joined: dict[str, Tensor] = {}
-    for number in run.ranks.own(len(parts)):
+    for number, counts in run.ranks.turns(len(parts)):
         batch = pack(parts[number]).to(run.accelerator.device)
-        for name, values in token_values(run, batch).items():
+        with run.ranks.in_lockstep():
+            found = token_values(run, batch)
+        for name, values in found.items() if counts else ():
             whole = joined.setdefault(name, values.new_zeros(starts[-1]))
             whole[starts[number] : starts[number + 1]] = values
     return run.ranks.summed(joined)

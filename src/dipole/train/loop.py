@@ -14,6 +14,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
 from dipole.data.batch import PackedBatch, Pairs, Relations, Unaries, micro_batches, pack, total_weight
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import TrainingFault
@@ -32,11 +36,9 @@ from dipole.train.forward import (
     token_values,
 )
 from dipole.train.inputs import relation_index
-from dipole.train.ranks import ALONE, Ranks
-from torch import Tensor
-
 from dipole.train.optim import rate_at
 from dipole.train.out_of_memory import memory_for
+from dipole.train.ranks import ALONE, Ranks
 from dipole.train.setup import Run, trained_parameters
 
 
@@ -99,12 +101,8 @@ def steps(run: Run) -> Iterator[StepInfo]:
     while run.step < run.total_steps:
         began = time.perf_counter()
         groups = [run.data.train[index] for index in run.order.step(run.step)]
-        meter = Meter()
         with memory_for(f"step {run.step + 1}", run.config):
-            state = backward(run, groups, meter)
-            run.ranks.sum_gradients(run.policy.parameters())
-            norm = clip(run)
-        metrics = meter.means(run.ranks) | {"grad_norm": norm}
+            state, metrics = gradient(run, groups)
         rate = rate_at(run.step, run.total_steps, run.config)
         wrong = not_finite(metrics)
         skipped: dict[str, Any] | None = None
@@ -116,6 +114,8 @@ def steps(run: Run) -> Iterator[StepInfo]:
             _take_step(run, rate)
             run.state = dict(state)
             run.skips = 0
+            if run.scale is not None:
+                run.scale.count()
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
         move_reference(run)
@@ -142,6 +142,34 @@ def _take_step(run: Run, rate: float) -> None:
     run.optimizer.step()
 
 
+def gradient(run: Run, groups: list[TokenizedGroup]) -> tuple[Mapping[str, Tensor], dict[str, float]]:
+    """Leaves the gradient of one optimizer step, clipped, in the parameters.
+
+    In float16 it is computed again, with losses scaled by half as much, as long as it alone isn't finite: so that no
+    data is lost, and a step is what it would be at any scale.
+
+    Returns:
+        The moving state after the step, and the step's metrics, which may not be finite.
+    """
+    at_first = None if run.scale is None else run.scale.value
+    while True:
+        meter = Meter()
+        with run.ranks.in_lockstep():
+            state = backward(run, groups, meter)
+            run.ranks.sum_gradients(run.policy.parameters())
+            metrics = meter.means(run.ranks) | {"grad_norm": clip(run)}
+        if run.scale is None or at_first is None:
+            return state, metrics
+        scale = {"loss_scale": run.scale.value}
+        if not_finite(metrics) != ["grad_norm"]:
+            return state, metrics | scale
+        if run.scale.value <= 1:
+            run.scale.value = at_first  # it wasn't the scale's fault
+            return state, metrics | scale
+        run.scale.lower()
+        run.optimizer.zero_grad(set_to_none=True)
+
+
 def backward(run: Run, groups: list[TokenizedGroup], meter: Meter) -> Mapping[str, Tensor]:
     """Accumulates the gradient of one optimizer step over its micro-batches.
 
@@ -153,13 +181,18 @@ def backward(run: Run, groups: list[TokenizedGroup], meter: Meter) -> Mapping[st
         return _backward_together(run, parts, meter)
     weight = total_weight(groups)
     state: Mapping[str, Tensor] = {}
-    for number in run.ranks.own(len(parts)):
+    for number, counts in run.ranks.turns(len(parts)):
         batch = pack(parts[number]).to(run.accelerator.device)
         found = evaluate_batch(run, parts[number], batch, token_values(run, batch))
-        run.accelerator.backward(mean_loss(found, batch, weight))
-        record(meter, batch, found)
+        _scaled(run, mean_loss(found, batch, weight) * counts).backward()
         state = found.state
+        if counts:
+            record(meter, batch, found)
     return state
+
+
+def _scaled(run: Run, loss: Tensor) -> Tensor:
+    return loss if run.scale is None else loss * run.scale.value
 
 
 def relations_depend_on_each_other(run: Run) -> bool:
@@ -179,16 +212,16 @@ def _backward_together(run: Run, parts: list[list[TokenizedGroup]], meter: Meter
     leaves = {name: tokens[name].requires_grad_() for name in ("logps", "kl") if name in tokens}
     found = evaluate_batch(run, groups, whole, tokens)
     # Every process computes this, and a constraint may reach the model itself: its share is one of as many.
-    run.accelerator.backward(mean_loss(found, whole, total_weight(groups)) / run.ranks.count)
+    _scaled(run, mean_loss(found, whole, total_weight(groups)) / run.ranks.count).backward()
     if run.ranks.is_first:
         record(meter, whole, found)
     starts = list(accumulate((sum(len(ids) for g in part for ids in g.completion_ids) for part in parts), initial=0))
-    for number in run.ranks.own(len(parts)):
+    for number, counts in run.ranks.turns(len(parts)):
         batch = pack(parts[number]).to(run.accelerator.device)
-        own = slice(starts[number], starts[number + 1])
+        own, share = slice(starts[number], starts[number + 1]), run.ranks.count * counts
         values = policy_tokens(run, batch, reference_distributions(run, batch))
-        slopes = {name: leaf.grad[own] * run.ranks.count for name, leaf in leaves.items() if leaf.grad is not None}
-        run.accelerator.backward(sum((values[name] * slope).sum() for name, slope in slopes.items()))
+        slopes = {name: leaf.grad[own] * share for name, leaf in leaves.items() if leaf.grad is not None}
+        torch.stack([(values[name] * slope).sum() for name, slope in slopes.items()]).sum().backward()
     return found.state
 
 
@@ -240,9 +273,14 @@ def move_reference(run: Run) -> None:
 
 def clip(run: Run) -> float:
     """Scales the gradient down to ``max_grad_norm`` and returns its norm before that."""
-    limit = run.config.max_grad_norm or math.inf
-    norm = run.accelerator.clip_grad_norm_(run.policy.parameters(), limit)
-    return float(norm) if norm is not None else math.nan
+    trained = [parameter for parameter in run.policy.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    if run.scale is not None:
+        torch._foreach_div_(gradients, run.scale.value)
+    norm = get_total_norm(gradients)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    clip_grads_with_norm_(trained, run.config.max_grad_norm or math.inf, norm)
+    return float(norm)
 
 
 @torch.no_grad()

@@ -1,13 +1,17 @@
-"""The optimizer and its schedule, and which settings are known to work."""
+"""The optimizer and its schedule, the scale of losses in float16, and which settings are known to work."""
 
 from __future__ import annotations
 
+import importlib
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from dipole.config import TrainConfig
+from dipole.errors import ConfigError
 
 DEFAULT_RATE = {
     "none": 1e-6,
@@ -38,14 +42,80 @@ def learning_rate(config: TrainConfig) -> float:
     return DEFAULT_RATE[config.peft.method] if config.learning_rate is None else config.learning_rate
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, with weight decay on matrices and none on biases and norms."""
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer over the trained parameters, with weight decay on matrices and none on biases and norms.
+
+    Raises:
+        ConfigError: it can't run here.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate(config))
+    given: list[Any] = [group for group in groups if group["params"]]
+    rate = learning_rate(config)
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(given, lr=rate)
+        case "adamw_fused":
+            return torch.optim.AdamW(given, lr=rate, fused=True)
+        case "adamw_8bit":
+            made: torch.optim.Optimizer = _eight_bit(config, trained[0].device)(given, lr=rate)
+            return made
+        case "rmsprop":
+            return torch.optim.RMSprop(given, lr=rate)
+        case "sgd":
+            return torch.optim.SGD(given, lr=rate)
+
+
+def _eight_bit(config: TrainConfig, device: torch.device) -> Any:
+    """AdamW with block-wise quantized state (Dettmers et al. 2021, arXiv 2110.02861), from bitsandbytes."""
+
+    def refused(problem: str, remedy: str = "Use adamw_fused") -> ConfigError:
+        return ConfigError(problem, where="--optimizer adamw_8bit", remedy=remedy)
+
+    if device.type == "cpu":
+        raise refused("its kernels are for GPUs, and this run is on the CPU")
+    if config.sharding != "none":
+        raise refused("bitsandbytes can't quantize the state of weights that are divided over processes")
+    try:
+        return importlib.import_module("bitsandbytes").optim.AdamW8bit
+    except ImportError as fault:
+        raise refused("bitsandbytes isn't installed", "Install dipole[quant], or use adamw_fused") from fault
+
+
+SAME_STATE = {"adamw_fused": "adamw"}
+"""Optimizers whose state is another's, so that a run may go on with either."""
+
+
+@dataclass(slots=True)
+class LossScale:
+    """What losses are multiplied by, so that small gradients stay within float16's range.
+
+    Micikevicius et al. 2018, arXiv 1710.03740, section 3.2. A power of two, so that dividing by it again changes no
+    digit.
+
+    Args:
+        value: now.
+        good_steps: since it last changed.
+    """
+
+    value: float = 2.0**16
+    good_steps: int = 0
+
+    GROW_AFTER = 200
+    """Good steps after which a larger one is tried; runs on preferences are short."""
+
+    def lower(self) -> None:
+        """After a gradient that overflowed."""
+        self.value, self.good_steps = self.value / 2, 0
+
+    def count(self) -> None:
+        """After a step that was taken."""
+        self.good_steps += 1
+        if self.good_steps == self.GROW_AFTER:
+            self.value, self.good_steps = self.value * 2, 0
 
 
 def rate_at(step: int, total: int, config: TrainConfig) -> float:

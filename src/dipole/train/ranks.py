@@ -4,6 +4,9 @@ Every process knows the whole step, since the order of data is a pure function; 
 gradients are added up once, before the optimizer moves. So a process may have more micro-batches than another, or none,
 and two processes do what one does. A wrapper that overlaps communication with the backward pass would need as many
 backward passes everywhere.
+
+Where weights are divided over the processes (``train/shard``) they do go in lockstep, since every forward and backward
+pass puts weights together: then a process without work of its own repeats another's, and its result doesn't count.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ class Ranks:
         number: of this process, from 0.
         count: of all processes.
         device: of this process's tensors.
+        lockstep: whether all have to make the same passes through the model.
     """
 
-    def __init__(self, number: int, count: int, device: torch.device) -> None:
+    def __init__(self, number: int, count: int, device: torch.device, *, lockstep: bool = False) -> None:
         self.number = number
         self.count = count
         self.device = device
+        self.lockstep = lockstep
 
     @property
     def is_first(self) -> bool:
@@ -43,6 +48,15 @@ class Ranks:
     def own(self, items: int) -> range:
         """Which of so many items this process deals with."""
         return range(self.number, items, self.count)
+
+    def turns(self, items: int) -> list[tuple[int, bool]]:
+        """What to deal with, one after the other, and whether it counts: in lockstep as many for every process."""
+        if not self.lockstep:
+            return [(number, True) for number in self.own(items)]
+        return [
+            (own, True) if (own := start + self.number) < items else (start, False)
+            for start in range(0, items, self.count)
+        ]
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -63,6 +77,10 @@ class Ranks:
         """What the first process has."""
         return self.gather(value if self.is_first else None)[0]
 
+    def anyone(self, holds: bool) -> bool:
+        """Whether it holds for any process."""
+        return any(self.gather(holds))
+
     def summed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sum over processes of tensors of one shape a name; a process may lack any of them."""
         if self.count == 1:
@@ -78,8 +96,11 @@ class Ranks:
         return sums
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds up the gradients of all processes, in place; one that no process has stays ``None``."""
-        if self.count == 1:
+        """Adds up the gradients of all processes, in place; one that no process has stays ``None``.
+
+        In lockstep the backward passes have done that.
+        """
+        if self.count == 1 or self.lockstep:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         has = torch.tensor([parameter.grad is not None for parameter in trained], device=self.device).int()
@@ -108,15 +129,37 @@ class Ranks:
         try:
             yield
         except RuntimeError as fault:
-            raise TrainingFault(
-                "another process of the run has ended or can't be reached",
-                where=f"process {self.number} of {self.count}",
-                remedy="See what that one said; the same command with --resume goes on from the newest checkpoint",
-            ) from fault
+            raise self._alone() from fault
+
+    @contextmanager
+    def in_lockstep(self) -> Iterator[None]:
+        """Around passes through a model whose weights are divided: there, too, it shows when a process is gone.
+
+        Raises:
+            TrainingFault: one is.
+        """
+        try:
+            yield
+        except RuntimeError as fault:
+            if not self.lockstep or not _is_of_network(fault):
+                raise
+            raise self._alone() from fault
+
+    def _alone(self) -> TrainingFault:
+        return TrainingFault(
+            "another process of the run has ended or can't be reached",
+            where=f"process {self.number} of {self.count}",
+            remedy="See what that one said; the same command with --resume goes on from the newest checkpoint",
+        )
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 """A single process."""
+
+
+def _is_of_network(fault: RuntimeError) -> bool:
+    """Whether a fault within a pass came from talking to other processes; gloo has no type of its own for that."""
+    return isinstance(fault, distributed.DistError) or any(name in str(fault) for name in ("gloo", "NCCL"))
 
 
 def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:

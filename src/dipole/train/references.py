@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
+
+from dipole.config import TrainConfig
 from dipole.data.batch import PackedBatch, micro_batches, pack
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError, TrainingFault
 from dipole.objective import Loss
 from dipole.policy.cached import Cached, LogpStore, fill, model_key
 from dipole.policy.embedded import cache_folder
-from dipole.policy.load import fingerprint, load_model
 from dipole.policy.logprobs import Policy
 from dipole.policy.reference import FrozenCopy, Reference, make_reference, with_own_model
 from dipole.progress import Progress
 from dipole.train.inputs import MISMATCHED, mismatched_groups
 from dipole.train.ranks import Ranks
-from torch import Tensor
-
-from dipole.config import TrainConfig
 
 
 def reference_of_run(
@@ -32,6 +32,7 @@ def reference_of_run(
     accelerator: Accelerator,
     ranks: Ranks,
     progress: Progress,
+    load: Callable[[], tuple[Policy, str]],
 ) -> Reference | None:
     """The reference of a policy that hasn't been trained yet.
 
@@ -44,13 +45,15 @@ def reference_of_run(
         accelerator: of the run.
         ranks: its processes; each fills its share of a cache.
         progress: is told when a cache is filled.
+        load: the policy as it is at step 0, once more, and the fingerprint of the model that it starts from.
 
     Raises:
         ConfigError: the strategy doesn't fit the policy or the loss.
     """
     moves = config.sync_reference_every is not None
     if config.reference != "cached":
-        return make_reference(config.reference, policy, needed=loss.needs_reference, moves=moves)
+        twin = (lambda: load()[0]) if ranks.lockstep else None  # divided weights can't be copied in memory
+        return make_reference(config.reference, policy, needed=loss.needs_reference, moves=moves, twin=twin)
     _check_cacheable(loss, moves=moves)
     assert config.max_length is not None
     wanted = list(groups)
@@ -65,14 +68,16 @@ def reference_of_run(
     if hasattr(policy.model, "disable_adapter"):
         live: Callable[[], Reference] = lambda: with_own_model(policy)  # noqa: E731
     else:
-        live = lambda: _loaded_again(config, policy, weights)  # noqa: E731
-    missing = [group for group in wanted if any((group.prompt_ids, ids) not in store for ids in group.completion_ids)]
-    if not missing:
+        live = lambda: _loaded_again(config, load, weights)  # noqa: E731
+    lacking = [any((group.prompt_ids, ids) not in store for ids in group.completion_ids) for group in wanted]
+    missing = [group for group, lacks in zip(wanted, ranks.from_first(lacking), strict=True) if lacks]
+    if missing:
+        _fill(store, missing, config, policy, accelerator, ranks, progress)
+        ranks.wait()
+    else:
         progress.say("The reference's log-probabilities are in the cache.")
-        return Cached(store, live)
-    _fill(store, [missing[index] for index in ranks.own(len(missing))], config, policy, accelerator, progress)
-    ranks.wait()
-    return Cached(store if ranks.count == 1 else LogpStore(folder, sequences), live)
+    anyone: dict[str, Any] = {"anyone": ranks.anyone} if ranks.lockstep else {}
+    return Cached(store if ranks.count == 1 else LogpStore(folder, sequences), live, **anyone)
 
 
 def _fill(
@@ -81,14 +86,17 @@ def _fill(
     config: TrainConfig,
     policy: Policy,
     accelerator: Accelerator,
+    ranks: Ranks,
     progress: Progress,
 ) -> None:
-    """Computes with the policy, which hasn't moved yet: so a second model isn't needed."""
+    """Computes with the policy, which hasn't moved yet: so a second model isn't needed. Each process has its share."""
     start = with_own_model(policy).token_logps if hasattr(policy.model, "disable_adapter") else _untrained(policy)
-    progress.stage("Computing the reference, once", total=sum(len(group.completion_ids) for group in missing))
     parts = micro_batches(missing, config.max_tokens_per_microbatch)
-    with accelerator.autocast():
-        fill(store, (pack(part).to(accelerator.device) for part in parts), start, progress.advance)
+    own = [parts[number] for number, _ in ranks.turns(len(parts))]
+    completions = sum(len(group.completion_ids) for part in own for group in part)
+    progress.stage("Computing the reference, once", total=completions)
+    with accelerator.autocast(), ranks.in_lockstep():
+        fill(store, (pack(part).to(accelerator.device) for part in own), start, progress.advance)
 
 
 def _untrained(policy: Policy) -> Callable[[PackedBatch], Tensor]:
@@ -100,20 +108,20 @@ def _untrained(policy: Policy) -> Callable[[PackedBatch], Tensor]:
     return token_logps
 
 
-def _loaded_again(config: TrainConfig, policy: Policy, weights: str) -> Reference:
+def _loaded_again(config: TrainConfig, load: Callable[[], tuple[Policy, str]], weights: str) -> Reference:
     """A copy of the model that training started from, for as long as somebody holds it.
 
     Raises:
         TrainingFault: the folder holds another model by now.
     """
-    model = load_model(config.model, dtype=torch.float32)
-    if fingerprint(model) != weights:
+    policy, found = load()
+    if found != weights:
         raise TrainingFault(
             "the model isn't the one that training started from any more, so it can't be the reference of samples",
             where=config.model,
             remedy="Restore it, or use --reference copy",
         )
-    return FrozenCopy(Policy(model).to(policy.device))
+    return FrozenCopy(policy)
 
 
 def _check_cacheable(loss: Loss, *, moves: bool) -> None:

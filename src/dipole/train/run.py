@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dipole import __version__
+from dipole.config import TrainConfig
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError, Stopped, TrainingFault
 from dipole.objective.constraints import Constraint, ConstraintFunction
@@ -20,20 +25,17 @@ from dipole.policy.adapters import save_model
 from dipole.policy.generate import Sample, Sampling, sample
 from dipole.policy.load import count_parameters
 from dipole.progress import Progress, Silent, is_first_process
+from dipole.train.checkpoint import NotSaved, contents_of, not_saved, resume, save_checkpoint
 from dipole.train.finite import marked
 from dipole.train.forward import completion_logps
 from dipole.train.lock import locked
+from dipole.train.loop import StepInfo, held_out_rows, steps
 from dipole.train.out_of_memory import OutOfMemory, memory_for
+from dipole.train.setup import Run, prepare, trained_parameters
+from dipole.train.shard import model_tensors, whole_tensors, with_all_weights
 from dipole.train.stop import Stop, before_first_step, stop_signals
 from dipole.train.track import clear_scratch, cut_back, environment, now, scratch_for, write_json
 from dipole.train.trackers import Tracker, tracking
-from safetensors import SafetensorError
-
-from dipole import __version__
-from dipole.config import TrainConfig
-from dipole.train.checkpoint import NotSaved, not_saved, resume, save_checkpoint
-from dipole.train.loop import StepInfo, held_out_rows, steps
-from dipole.train.setup import Run, prepare, trained_parameters
 
 
 def train(
@@ -139,7 +141,8 @@ def _train(run: Run, progress: Progress, stop: Stop) -> None:
         if info.step < run.total_steps and _between_steps(run, progress):
             _stop_if_asked(run, stop)
     progress.stage("Saving the model")
-    if fault := _from_first(run, lambda: save_final(run), stop):
+    whole = whole_tensors(model_tensors(run.policy), run.ranks) if run.ranks.lockstep else None
+    if fault := _from_first(run, lambda: save_final(run, whole), stop):
         raise fault
     evaluate(run, progress, stage="after")
     _stop_if_asked(run, stop)
@@ -177,11 +180,12 @@ def _log_step(run: Run, info: StepInfo, progress: Progress) -> None:
 
 def _save(run: Run, stop: Stop) -> NotSaved | None:
     """A checkpoint, by the first process; the others wait. Returns why there is none."""
+    contents = contents_of(run)
 
     def save() -> None:
         with suppress(OSError):
             run.log.flush()
-        save_checkpoint(run)
+        save_checkpoint(run, contents)
 
     return _from_first(run, save, stop)
 
@@ -291,8 +295,10 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
     sampling = Sampling(max_new_tokens=run.config.sample_tokens, seed=run.config.seed)
     ids = [prompt.ids for prompt in prompts]
     drawn: list[Sample] = []
-    if run.ranks.is_first:
-        drawn = sample(run.policy, run.tokenizer, ids, sampling, on_batch=progress.advance)
+    if run.ranks.is_first or run.ranks.lockstep:
+        drawn = with_all_weights(
+            run.policy, sample, run.policy, run.tokenizer, ids, sampling, on_batch=progress.advance
+        )
     drawn = run.ranks.from_first(drawn)
     groups = [
         TokenizedGroup(id=str(index), prompt_ids=prompts[index].ids, completion_ids=(item.ids,), relations=())
@@ -318,8 +324,12 @@ def draw_samples(run: Run, stage: str, progress: Progress) -> list[dict[str, Any
     return [marked(row) for row in rows]
 
 
-def save_final(run: Run) -> None:
+def save_final(run: Run, whole: Mapping[str, Tensor] | None = None) -> None:
     """``final/``: loads with transformers, or with PEFT when an adapter was trained; tokenizer included.
+
+    Args:
+        run: whose model it is.
+        whole: the model's tensors, where the processes have parts of them.
 
     Raises:
         NotSaved: there is no room for it.
@@ -327,7 +337,7 @@ def save_final(run: Run) -> None:
     folder = run.output / "final"
     scratch = scratch_for(folder)
     try:
-        save_model(run.policy.model, scratch)
+        save_model(run.policy.model, scratch, whole)
         run.tokenizer.save_pretrained(str(scratch))
         if folder.exists():
             shutil.rmtree(folder)
