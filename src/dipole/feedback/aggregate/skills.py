@@ -114,7 +114,11 @@ def one_coin(groups: Sequence[Group], *, priors: OneCoinPriors | None = None) ->
         groups: with their judgments.
         priors: of the parameters.
     """
-    votes = votes_of(groups)
+    return one_coin_of(votes_of(groups), priors)
+
+
+def one_coin_of(votes: Votes, priors: OneCoinPriors | None = None) -> Aggregation:
+    """The same, from columns."""
     model = _model(votes, priors or OneCoinPriors())
     state, path = _climb(model, _first_guess(votes, model.truths))
     values = np.array([TRUTHS[z] for z in model.truths])
