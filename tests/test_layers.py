@@ -70,7 +70,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "api": (),
     "auditing": ("torch",),
     "generating": (),
-    "iterate": ("yaml",),
+    "iterate": ("markupsafe", "yaml"),
     "__init__": (),
     "__main__": (),
     "cli": (),
@@ -167,7 +167,7 @@ def test_the_entrance_imports_the_rest_only_when_it_is_used(module: str) -> None
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
         if name and name.startswith("dipole.")
     }
-    light = {"dipole.errors", "dipole.config", "dipole.group", "dipole.progress"}
+    light = {"dipole.errors", "dipole.config", "dipole.group", "dipole.progress", "dipole.iterate.settings"}
     light |= {name for name in MODULES if place(name).partition(".")[0] == "verbs"}
     assert at_once <= light | {"dipole.train"}, "dipole.train is empty"
 

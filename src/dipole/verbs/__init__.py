@@ -14,6 +14,7 @@ VERBS = {
     "train": "train",
     "generate": "generate",
     "judge": "judge",
+    "iterate": "iterate",
     "audit": "audit",
     "convert": "convert",
     "merge": "merge",
