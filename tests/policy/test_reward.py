@@ -112,5 +112,5 @@ def test_a_seed_gives_its_head(tiny_folder: Path) -> None:
 def test_a_model_that_cant_score_is_refused(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no head of one number"):
         RewardModel(tiny_model)
-    with pytest.raises(ConfigError, match="as a reward model"):
+    with pytest.raises(ConfigError):
         load_scorer(str(tmp_path / "nothing"), pad_id=0)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +25,7 @@ from dipole.errors import ConfigError
 from dipole.policy.attention import plain_attention, plan_attention
 from dipole.policy.head import HeadInput
 from dipole.policy.load import disable_dropout, load_tokenizer, quietly
+from dipole.policy.locate import NOTHING, Allowed, check_weights
 from dipole.policy.logprobs import Policy, TokenValues
 
 
@@ -106,27 +109,37 @@ def plain_scores(model: Policy, batch: PackedBatch) -> Tensor:
     return _at_last_token(scores.to(torch.promote_types(scores.dtype, torch.float32)), batch)
 
 
-def load_scorer(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, pad_id: int) -> PreTrainedModel:
+def load_scorer(
+    name: str, *, pad_id: int, dtype: torch.dtype = torch.float32, seed: int = 0, allowed: Allowed = NOTHING
+) -> PreTrainedModel:
     """A model for sequence classification with one label, dropout switched off.
 
     Args:
         name: a local folder or a hub id; of a language model, whose head is left out, or of a reward model.
+        pad_id: what shorter sequences are padded with when the saved model is used elsewhere.
         dtype: of the weights.
         seed: of the new head's weights, where the model has none.
-        pad_id: what shorter sequences are padded with when the saved model is used elsewhere.
+        allowed: what of the model may be used although it can do harm.
 
     Raises:
-        ConfigError: there is no such model, or transformers has no class for it.
+        ConfigError: there is no such model, it can't be loaded safely, or transformers has no class for it.
     """
+    place = check_weights(name, allowed)
     with quietly(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                place.source,
+                num_labels=1,
+                dtype=dtype,
+                use_safetensors=None if allowed.pickle_weights else True,
+                weights_only=True,
+                trust_remote_code=allowed.remote_code,
             )
-        except (OSError, ValueError, RuntimeError) as fault:
-            reason = str(fault).strip().splitlines()[0][:300]
-            raise ConfigError(f"can't load '{name}' as a reward model: {reason}", where="--model") from fault
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as fault:
+            reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:300]
+            raise ConfigError(f"can't load it as a reward model: {reason}", where=f"--model {name}") from fault
+    model.config._name_or_path = model.name_or_path = name  # not where the hub's cache has it
     model.config.get_text_config().pad_token_id = pad_id
     disable_dropout(model)
     loaded: PreTrainedModel = model
@@ -139,10 +152,9 @@ def separate_padding(tokenizer: PreTrainedTokenizerBase) -> int:
     Else a reward model in transformers would take an answer's end for padding, and not see whether it ended.
     """
     known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids)
-    other = next((token for token in known if token is not None and token != tokenizer.eos_token_id), None)
-    if other is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(other)
-    pad_id: int = tokenizer.pad_token_id
+    others = (token for token in known if token is not None and token != tokenizer.eos_token_id)
+    pad_id: int = next(others, tokenizer.eos_token_id)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     return pad_id
 
 
