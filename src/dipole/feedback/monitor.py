@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,8 +92,10 @@ def overview(store: Store, votes_per_pair: int, now: float) -> Overview:
             ).where(pair.c.active)
         ).one()
         names = list(connection.scalars(sql.select(person.c.name).order_by(person.c.id)))
-        held = sql.select(person.c.name, sql.func.count()).select_from(assignment.join(person))
-        holds = dict(connection.execute(held.where(assignment.c.expires > now).group_by(person.c.name)).tuples().all())
+        held = connection.scalars(
+            sql.select(person.c.name).select_from(assignment.join(person)).where(assignment.c.expires > now)
+        )
+        holds = Counter(held)
     votes = [vote for vote in said if vote.choice != "skip"]
     shared = _shared(votes, names)
     return Overview(
@@ -103,7 +106,7 @@ def overview(store: Store, votes_per_pair: int, now: float) -> Overview:
         shared=len(shared.agree),
         agreement=agreement(shared, shared.unit) if len(shared.agree) else None,
         people=tuple(
-            _person(name, [vote for vote in said if vote.annotator == name], shared, number, holds.get(name, 0))
+            _person(name, [vote for vote in said if vote.annotator == name], shared, number, holds[name])
             for number, name in enumerate(names)
         ),
     )

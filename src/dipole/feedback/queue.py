@@ -33,6 +33,12 @@ REASON_LIMIT = 4_000
 """Characters of a reason."""
 
 
+_HELD = sql.select(assignment, pair.c.group_id, pair.c.i, pair.c.j, pair.c.active, pair.c.votes).select_from(
+    assignment.join(pair)
+)
+"""Assignments with their pairs."""
+
+
 class Refused(DipoleError):
     """A vote can't be taken, and sending it again won't help: the pair is answered, full or gone."""
 
@@ -158,9 +164,7 @@ class Queue:
     def _take(self, connection: Connection, person: int, ballot: Ballot) -> None:
         now = self.clock()
         row = connection.execute(
-            sql.select(assignment, pair.c.active, pair.c.votes)
-            .select_from(assignment.join(pair))
-            .where(assignment.c.key == ballot.key, assignment.c.person_id == person)
+            _HELD.where(assignment.c.key == ballot.key, assignment.c.person_id == person)
         ).one_or_none()
         if row is None or not row.active:
             raise Refused("this pair isn't asked about any more")
@@ -229,15 +233,14 @@ class Queue:
             .where(assignment.c.id.in_([row.id for row in held]))
             .values(expires=now + self.rules.lease_seconds)
         )
-        return Desk(tuple(self._shown(connection, row) for row in held), *self._progress(connection, person))
+        return Desk(tuple(map(_shown, held)), *self._progress(connection, person))
 
     def _held(self, connection: Connection, person: int, now: float) -> list[Row]:
         """What the person holds and may still answer, the one to judge now first."""
         rows = connection.execute(
-            sql.select(assignment, pair.c.votes)
-            .select_from(assignment.join(pair))
-            .where(assignment.c.person_id == person, assignment.c.state == "held", pair.c.active)
-            .order_by(assignment.c.turn)
+            _HELD.where(assignment.c.person_id == person, assignment.c.state == "held", pair.c.active).order_by(
+                assignment.c.turn
+            )
         )
         return [row for row in rows if self._room(connection, row, now) > 0]
 
@@ -305,8 +308,7 @@ class Queue:
 
     def _lease(self, connection: Connection, person: int, pair_id: int, now: float) -> Row:
         """The person's assignment of a pair. Which answer stands left is drawn the first time, and then stays."""
-        own = sql.select(assignment, pair.c.votes).select_from(assignment.join(pair))
-        own = own.where(assignment.c.pair_id == pair_id, assignment.c.person_id == person)
+        own = _HELD.where(assignment.c.pair_id == pair_id, assignment.c.person_id == person)
         found = connection.execute(own).one_or_none()
         expires = now + self.rules.lease_seconds
         if found is None:
@@ -317,11 +319,6 @@ class Queue:
         else:
             connection.execute(sql.update(assignment).where(assignment.c.id == found.id).values(expires=expires))
         return connection.execute(own).one()
-
-    def _shown(self, connection: Connection, row: Row) -> Assignment:
-        of = connection.execute(sql.select(pair.c.group_id, pair.c.i, pair.c.j).where(pair.c.id == row.pair_id)).one()
-        left, right = (of.j, of.i) if row.swapped else (of.i, of.j)
-        return Assignment(row.key, of.group_id, left, right)
 
     def _progress(self, connection: Connection, person: int) -> tuple[int, int]:
         """How many pairs the person has answered, and how many are left for them."""
@@ -335,3 +332,8 @@ class Queue:
             )
         )
         return int(answered or 0), int(left or 0)
+
+
+def _shown(row: Row) -> Assignment:
+    left, right = (row.j, row.i) if row.swapped else (row.i, row.j)
+    return Assignment(row.key, row.group_id, left, right)

@@ -56,7 +56,7 @@ pair = Table(
     Column("opened", Integer, unique=True),
     Column("votes", Integer, nullable=False, default=0),
     UniqueConstraint("group_id", "i", "j"),
-    Index("pair_by_turn", "active", "opened", "priority"),
+    Index("pair_by_turn", "active", "opened", "votes", "priority"),
 )
 """Two completions of a group, i < j. ``opened`` counts the pairs that were asked about, in order."""
 
@@ -92,7 +92,8 @@ assignment = Table(
     Column("turn", Float, nullable=False),
     Column("last", String),
     UniqueConstraint("pair_id", "person_id"),
-    Index("assignment_of_person", "person_id", "state", "turn"),
+    Index("assignment_of_person", "person_id", "state", "turn", "pair_id"),
+    Index("assignment_of_pair", "pair_id", "person_id", "state", "expires"),
 )
 """A pair before a person. ``swapped``: completion j stands left; drawn once. ``state``: held, voted or skipped."""
 
@@ -315,10 +316,10 @@ def _prepare(engine: Engine, where: str) -> None:
         _create(engine)
         return
     with engine.begin() as connection:
-        found = dict(connection.execute(sql.select(setting.c.name, setting.c.value)).tuples().all())
-    if int(found["schema"]) > SCHEMA:
+        schema = int(connection.scalar(sql.select(setting.c.value).where(setting.c.name == "schema")) or 0)
+    if schema > SCHEMA:
         raise DataError(
-            f"was made by a newer Dipole (schema {found['schema']}, this one knows {SCHEMA})",
+            f"was made by a newer Dipole (schema {schema}, this one knows {SCHEMA})",
             where=where,
             remedy="Use a newer Dipole.",
         )

@@ -22,7 +22,7 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup, escape
 
-from dipole.data.media import PIXEL_LIMIT, media_faults, media_reference, media_references
+from dipole.data.media import PIXEL_LIMIT, REMEDIES, media_faults, media_reference, media_references
 from dipole.errors import DataError
 from dipole.group import Group, Message, Text
 
@@ -101,7 +101,7 @@ class Gallery:
         self._paths: dict[str, str] = {}
         for group in groups:
             if (fault := next(media_faults(group, folder), None)) is not None:
-                raise DataError(fault.problem, where=f"group '{group.id}'", remedy="Correct the group or leave it out")
+                raise DataError(fault.detail, where=f"group '{group.id}'", remedy=REMEDIES[fault.name])
             for text in (group.prompt, *(completion.text for completion in group.completions)):
                 paths = [path for kind, path in media_references(text) if kind == "image"]
                 self._paths |= {self.name(path): path for path in paths}
