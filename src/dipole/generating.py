@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from dipole.policy.sampling import Sampling
     from dipole.policy.saved import SavedPolicy
 
+PACKED_TOKENS = 4096
+"""Tokens of a forward pass."""
+
 PARTIAL = ".partial"
 """Ends the name of the file that grows beside the output until all is there."""
 
@@ -160,12 +163,21 @@ class LocalSampler:
         saved: the policy.
         sampling: how it draws.
         prompt_format: ``"chat"`` makes a plain prompt a user's message; then white space around an answer is cut.
+        keep_ids: every completion's ``meta`` has its tokens, which text that is tokenized again may not give.
     """
 
-    def __init__(self, saved: SavedPolicy, sampling: Sampling, *, prompt_format: PromptFormat = "as_is") -> None:
+    def __init__(
+        self,
+        saved: SavedPolicy,
+        sampling: Sampling,
+        *,
+        prompt_format: PromptFormat = "as_is",
+        keep_ids: bool = False,
+    ) -> None:
         self._saved = saved
         self._sampling = sampling
         self._prompt_format: PromptFormat = prompt_format
+        self._keep_ids = keep_ids
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -211,7 +223,9 @@ class LocalSampler:
 
     def _completion(self, group: Group, item: Sample, stream: tuple[int, int]) -> Completion:
         is_chat = self._prompt_format == "chat" or not isinstance(group.prompt, str)
-        facts = {"tokens": len(item.ids), "finished": item.finished, "logps": sum(item.logps)}
+        facts: dict[str, Any] = {"tokens": len(item.ids), "finished": item.finished, "logps": sum(item.logps)}
+        if self._keep_ids:
+            facts["ids"] = list(item.ids)
         return Completion(
             text=item.text if is_chat else item.verbatim,
             source=Path(self._saved.name).name or self._saved.name,
@@ -232,3 +246,36 @@ class LocalSampler:
             where=f"group '{group.id}'",
             remedy="Lower --max_new_tokens, or leave the prompt out" if tokens else "Leave it out",
         )
+
+
+def logps_under(
+    saved: SavedPolicy, groups: Sequence[Group], *, prompt_format: PromptFormat = "as_is"
+) -> list[list[float]]:
+    """The log-probability of every completion under a policy, summed over the tokens that were drawn.
+
+    Args:
+        saved: the policy.
+        groups: sampled with ``keep_ids``, from a model with the same tokenizer.
+        prompt_format: as they were sampled.
+    """
+    from dipole.data.batch import in_chunks
+    from dipole.data.tokenize import TokenizedGroup
+    from dipole.policy.logprobs import sum_by_completion
+
+    prompts = prompt_token_ids([group.prompt for group in groups], saved.tokenizer, prompt_format)
+    tokenized = [
+        TokenizedGroup(
+            id=str(number),
+            prompt_ids=tuple(prompt),
+            completion_ids=tuple(tuple(completion.meta["ids"]) for completion in group.completions),
+            relations=(),
+        )
+        for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+    ]
+    found: dict[int, list[float]] = {}
+    for batch in in_chunks(tokenized, PACKED_TOKENS):
+        moved = batch.to(saved.policy.device)
+        sums = iter(sum_by_completion(saved.policy(moved).logps, moved).tolist())
+        for id in batch.group_ids:
+            found[int(id)] = [next(sums) for _ in groups[int(id)].completions]
+    return [found[number] for number in range(len(groups))]

@@ -121,9 +121,12 @@ def _is_part(hint: Any) -> TypeGuard[type[Any]]:
 
 
 def _field_docs(kind: type[Any]) -> dict[str, str]:
-    """The docstring under each field."""
-    parsed = docstring_parser.parse_from_object(kind)
-    return {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+    """The docstring under each field, those of the classes that it inherits from first."""
+    docs: dict[str, str] = {}
+    for part in reversed([part for part in kind.__mro__ if is_dataclass(part)]):
+        parsed = docstring_parser.parse_from_object(part)
+        docs |= {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+    return docs
 
 
 def option_types(kind: type[Any], prefix: str = "") -> Hints:

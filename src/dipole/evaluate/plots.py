@@ -99,6 +99,7 @@ class Chart:
         series: its lines; those without a value in the rows are left out.
         level: where a thin horizontal line marks what "no effect" would be.
         limits: of the vertical axis, when they are known beforehand.
+        across: what the rows' ``step`` counts.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Chart:
     series: tuple[Series, ...]
     level: float | None = None
     limits: tuple[float, float] | None = None
+    across: str = "optimizer step"
 
 
 CHARTS = (
@@ -238,7 +240,7 @@ def _draw(axes: Axes, series: Series, points: list[tuple[float, float]]) -> None
 
 
 def _frame(axes: Axes, chart: Chart) -> None:
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel(chart.across)
     axes.set_ylabel(chart.unit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -255,7 +257,8 @@ def _describe(chart: Chart, lines: list[tuple[Series, list[tuple[float, float]]]
     ends = []
     for series, points in lines:
         (first_step, first), (last_step, last) = points[0], points[-1]
-        ends.append(f"{series.label} from {first:.3g} at step {first_step:g} to {last:.3g} at step {last_step:g}")
+        unit = chart.across.rpartition(" ")[2]
+        ends.append(f"{series.label} from {first:.3g} at {unit} {first_step:g} to {last:.3g} at {unit} {last_step:g}")
     return f"{chart.title}, {chart.unit}: {'; '.join(ends)}."
 
 

@@ -20,6 +20,7 @@ VERBS = {
     "merge": "merge",
     "annotate": "annotate",
     "aggregate": "aggregate",
+    "active": "active",
     "report": "report",
 }
 """The module of each verb, in the order of the help. A verb may have two words."""

@@ -1,0 +1,1 @@
+"""Rounds of generate, judge, pair, train and evaluate, each of which can be stopped anywhere."""

@@ -1,0 +1,31 @@
+"""``dipole iterate``."""
+
+from __future__ import annotations
+
+from dipole.iterate.settings import IterateConfig
+from dipole.verbs.verb import Verb
+
+
+def run(config: IterateConfig) -> int:
+    """A table of the rounds."""
+    from dipole import terminal
+
+    with terminal.progress() as progress:
+        progress.stage("Starting")
+        from dipole.iterate.report import table, write_report
+        from dipole.iterate.run import iterate
+
+        summary = iterate(config, progress)
+        report = write_report(summary)
+    terminal.show_table(*table(summary))
+    for row in summary.rounds:
+        for sentence in row.warnings:
+            terminal.show(f"Warning: in round {row.number} {sentence}.")
+    if summary.stopped is not None:
+        terminal.show(f"Stopped early: {summary.stopped}.")
+    terminal.show(f"Policy: {summary.policy}")
+    terminal.show(f"Report: {report}")
+    return 0
+
+
+VERB = Verb(run, IterateConfig, "dipole iterate --config rounds.yaml --output runs/rounds")
