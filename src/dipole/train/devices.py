@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+from torch.distributed import DistError
 
 from dipole.config import TrainConfig
-from dipole.errors import ConfigError
+from dipole.errors import ConfigError, TrainingFault
 
 Precision = Literal["no", "bf16", "fp16"]
 """Of products, as accelerate names them: as the weights are, or half as wide."""
@@ -72,12 +75,21 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
     Raises:
         ConfigError: the launch asks for something that isn't done.
+        TrainingFault: not all of its processes came within ``process_timeout``.
     """
     check_launch()
     AcceleratorState._reset_state()  # else a second run in one process would have the precision of the first
     # Unless told so, several processes without a GPU would each believe to be alone.
     cpu = num_processes() > 1 and not torch.cuda.is_available()
     mixed = precision(config)
-    if mixed == "fp16":
-        return ScaledAccelerator(mixed_precision="no", cpu=cpu)
-    return Accelerator(mixed_precision=mixed, cpu=cpu)
+    # Without it a process that hangs would keep the others for as long as the library likes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))
+    kind, mixed = (ScaledAccelerator, "no") if mixed == "fp16" else (Accelerator, mixed)
+    try:
+        return kind(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[patience])
+    except DistError as fault:
+        raise TrainingFault(
+            f"not all {num_processes()} processes of the launch have come within {config.process_timeout} s",
+            where=f"process {os.environ.get('RANK', '0')}",
+            remedy="See what the others said, and whether they reach MASTER_ADDR and MASTER_PORT",
+        ) from fault

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dipole.errors import TrainingFault
+from dipole.train.out_of_memory import is_out_of_memory
 
 BUCKET = 2**25
 """Elements of gradients that travel together."""
@@ -121,15 +122,17 @@ class Ranks:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Around what all processes do at once, and nothing else: here it shows when one of them is gone.
+        """Around what all processes do at once, and nothing else: here it shows when one of them is gone or hangs.
 
         Raises:
-            TrainingFault: one is.
+            TrainingFault: one is, or does.
         """
         try:
             yield
         except RuntimeError as fault:
-            raise self._alone() from fault
+            if is_out_of_memory(fault):
+                raise
+            raise self._alone(fault) from fault
 
     @contextmanager
     def in_lockstep(self) -> Iterator[None]:
@@ -143,13 +146,21 @@ class Ranks:
         except RuntimeError as fault:
             if not self.lockstep or not _is_of_network(fault):
                 raise
-            raise self._alone() from fault
+            raise self._alone(fault) from fault
 
-    def _alone(self) -> TrainingFault:
+    def _alone(self, fault: RuntimeError) -> TrainingFault:
+        where = f"process {self.number} of {self.count}"
+        again = "the same command with --resume goes on from the newest checkpoint"
+        if "timed out" in str(fault).lower():
+            return TrainingFault(
+                "another process of the run didn't answer in time",
+                where=where,
+                remedy=f"See what it hangs on, or raise --process_timeout if it was only slow; {again}",
+            )
         return TrainingFault(
             "another process of the run has ended or can't be reached",
-            where=f"process {self.number} of {self.count}",
-            remedy="See what that one said; the same command with --resume goes on from the newest checkpoint",
+            where=where,
+            remedy=f"See what that one said; {again}",
         )
 
 

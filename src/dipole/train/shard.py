@@ -24,6 +24,7 @@ from dipole.errors import ConfigError
 from dipole.policy.adapters import add_adapter
 from dipole.policy.head import HeadInput
 from dipole.policy.load import fingerprint, load_model
+from dipole.policy.locate import allowed_by
 from dipole.policy.logprobs import Policy, TokenValues
 from dipole.policy.memory import repeated_layers
 from dipole.policy.size import empty_model
@@ -118,7 +119,7 @@ def load_divided(config: TrainConfig, dtype: torch.dtype, precision: str, ranks:
     """
     weights, generation, whole = "", None, None
     if ranks.is_first:
-        model = load_model(config.model, dtype=dtype)
+        model = load_model(config.model, dtype=dtype, allowed=allowed_by(config))
         weights, generation = fingerprint(model), model.generation_config
         whole = Policy(add_adapter(model, config.peft, seed=config.seed))
     empty = empty_model(config.model, dtype=dtype)
