@@ -54,13 +54,16 @@ class LossConfig:
     scale_reference: bool | None = None
     """ld_dpo: whether the reference's tokens are discounted too."""
     score_scale: float | None = None
-    """infonca, nca_kwise, exo_kwise: what scores are divided by before their softmax."""
+    """infonca, nca_kwise, exo_kwise: what scores are divided by before their softmax; bradley_terry_margin: what their
+    differences are divided by."""
     sensitivity: float | None = None
     """beta_dpo: how strongly β follows the batch's margin."""
     target_smoothing: float | None = None
     """exo: how far the target is from certain."""
     tau: float | None = None
     """discopop: temperature of the modulation."""
+    tie_width: float | None = None
+    """bradley_terry, bradley_terry_margin: how close two scores are where ties are likely; 0 takes a tie for p = ½."""
     undesirable_weight: float | None = None
     """kto: weight of undesirable completions."""
     weights: tuple[float, ...] | None = None
@@ -176,6 +179,9 @@ class TrainConfig:
     """Run the Python files that come with the model, which has to be a local folder. Read them first."""
     allow_pickle_weights: bool = False
     """Read weights that aren't safetensors, by PyTorch's restricted unpickler, if the model is a local folder."""
+    objective: Literal["policy", "reward_model"] = "policy"
+    """``policy`` trains the model to write; ``reward_model`` a head to score what others write, with the loss
+    bradley_terry (which dpo, the default, is with an explicit reward) or bradley_terry_margin."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The loss."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
@@ -276,6 +282,8 @@ class TrainConfig:
             raise ConfigError(
                 "the reference doesn't move", where="--sync_reference_alpha", remedy="Add --sync_reference_every"
             )
+        if self.sample_every is not None and self.objective == "reward_model":
+            raise ConfigError("a reward model writes no samples", where="--sample_every", remedy="Leave it out")
         if self.sample_every is not None and not self.num_samples:
             raise ConfigError("sampling every few steps needs --num_samples above 0", where="--sample_every")
 

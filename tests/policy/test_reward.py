@@ -20,7 +20,6 @@ from dipole.policy.reward import (
     RewardModel,
     load_reward_model,
     load_scorer,
-    merged_copy,
     plain_scores,
     reward_scores,
     separate_padding,
@@ -68,7 +67,8 @@ def test_what_is_saved_has_the_same_scores_in_transformers(tiny_folder: Path, tm
                 value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     batch = pack(GROUPS)
     expected = model.scores(batch).detach()
-    merged_copy(model.model).save_pretrained(tmp_path)
+    saved: Any = model.for_saving()
+    saved.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     torch.testing.assert_close(model.scores(batch), expected, rtol=0, atol=0)
 

@@ -77,6 +77,14 @@ class Policy(nn.Module):
         logps, others = chunked_logprobs(head, batch.target, byproducts)
         return TokenValues(logps, others if reference is None else others | {"kl": chunked_kl(head, reference)})
 
+    def slow_twin(self, batch: PackedBatch) -> Tensor:
+        """(T,) what ``forward`` has to give, by the model's own forward pass."""
+        return plain_logprobs(self, batch)
+
+    def for_saving(self) -> nn.Module:
+        """What a person gets in the end."""
+        return self.model
+
     def head_input(self, batch: PackedBatch) -> HeadInput:
         """The hidden states that predict completion tokens, and the head's parameters."""
         virtual = virtual_tokens(self.model)
@@ -133,7 +141,7 @@ def check_engine(policy: Policy, batch: PackedBatch, *, tolerance: float) -> Non
         ConfigError: they differ, or the engine can't run the model at all.
     """
     name = type(policy.transformer).__name__
-    slow = plain_logprobs(policy, batch)
+    slow = policy.slow_twin(batch)
     try:
         fast = policy(batch).logps
     except ConfigError:

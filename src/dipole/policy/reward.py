@@ -63,14 +63,24 @@ class RewardModel(Policy):
         assert reference is None
         return TokenValues(_at_last_token(self.scores(batch), batch), {})
 
+    def slow_twin(self, batch: PackedBatch) -> Tensor:
+        """(T,) what ``forward`` has to give, by the model's own forward pass."""
+        return plain_scores(self, batch)
+
+    def for_saving(self) -> nn.Module:
+        """The model, with an adapter's update in the weights of a copy: nobody looks for adapters in a scorer."""
+        model: Any = self.model
+        return copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[no-any-return]
+
     def scores(self, batch: PackedBatch) -> Tensor:
-        """(C,) scores with graph, float32 or float64."""
+        """(C,) scores with graph, float32."""
         transformer: Any = self.transformer
         row = _with_last_tokens(batch, transformer.config.get_text_config().pad_token_id).to(batch.input_ids.device)
         hidden = self.hidden(row.input_ids, row.position_ids, plan_attention(row))
         last = row.predictor[row.num_targets.cumsum(0) - 1]
-        scores: Tensor = transformer.score(hidden.index_select(0, last)).squeeze(-1)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        with torch.autocast(hidden.device.type, enabled=False):  # scores in half precision would tie
+            scores: Tensor = transformer.score(hidden.index_select(0, last).float()).squeeze(-1)
+        return scores
 
 
 def _with_last_tokens(batch: PackedBatch, pad_id: int | None) -> PackedBatch:
@@ -100,24 +110,21 @@ def _at_last_token(scores: Tensor, batch: PackedBatch) -> Tensor:
 
 
 @torch.no_grad()
-def plain_scores(model: Policy, batch: PackedBatch) -> Tensor:
+def plain_scores(model: RewardModel, batch: PackedBatch) -> Tensor:
     """(T,) the slow twin of ``RewardModel.forward``: the transformers model itself, one completion at a time."""
     whole: Any = model.model
     with plain_attention(model.transformer):
         rows = [torch.tensor([[*prompt, *ids]], device=batch.input_ids.device) for prompt, ids in batch.sequences]
         scores = torch.cat([whole(input_ids=row, use_cache=False).logits[0] for row in rows])
-    return _at_last_token(scores.to(torch.promote_types(scores.dtype, torch.float32)), batch)
+    return _at_last_token(scores, batch)
 
 
-def load_scorer(
-    name: str, *, pad_id: int, dtype: torch.dtype = torch.float32, seed: int = 0, allowed: Allowed = NOTHING
-) -> PreTrainedModel:
-    """A model for sequence classification with one label, dropout switched off.
+def load_scorer(name: str, *, pad_id: int, seed: int = 0, allowed: Allowed = NOTHING) -> PreTrainedModel:
+    """A model for sequence classification with one label, in float32, dropout switched off.
 
     Args:
         name: a local folder or a hub id; of a language model, whose head is left out, or of a reward model.
         pad_id: what shorter sequences are padded with when the saved model is used elsewhere.
-        dtype: of the weights.
         seed: of the new head's weights, where the model has none.
         allowed: what of the model may be used although it can do harm.
 
@@ -131,7 +138,7 @@ def load_scorer(
             model: Any = AutoModelForSequenceClassification.from_pretrained(
                 place.source,
                 num_labels=1,
-                dtype=dtype,
+                dtype=torch.float32,
                 use_safetensors=None if allowed.pickle_weights else True,
                 weights_only=True,
                 trust_remote_code=allowed.remote_code,
@@ -156,11 +163,6 @@ def separate_padding(tokenizer: PreTrainedTokenizerBase) -> int:
     pad_id: int = next(others, tokenizer.eos_token_id)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     return pad_id
-
-
-def merged_copy(model: nn.Module) -> Any:
-    """What is saved: the model as it is, or a copy with its adapter's update in the weights."""
-    return copy.deepcopy(model).merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def load_reward_model(folder: str | Path, *, device: torch.device) -> tuple[RewardModel, PreTrainedTokenizerBase]:

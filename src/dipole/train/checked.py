@@ -19,14 +19,16 @@ from dipole.data.reduce import reduce_groups
 from dipole.data.tokenize import TokenizedGroup, TokenizeOptions, prompt_token_ids, tokenize_groups
 from dipole.errors import ConfigError, DataError
 from dipole.group import Group, plain
-from dipole.objective import Loss, resolve
+from dipole.objective import Loss
 from dipole.objective.constraints import Constraint, ConstraintFunction, named_constraints
 from dipole.policy.adapters import settled
 from dipole.policy.load import load_tokenizer, max_positions
 from dipole.policy.locate import allowed_by, check_weights
+from dipole.policy.reward import separate_padding
 from dipole.progress import Progress
 from dipole.train.inputs import FACTS, MISMATCHED, check_relations, check_trainable, with_other_prompts
 from dipole.train.optim import cautions
+from dipole.train.reward import check_reward_options, loss_of
 
 DEFAULT_LENGTH = 1024
 
@@ -96,13 +98,17 @@ def check(
     """
     check_weights(config.model, allowed_by(config))
     config = with_max_length(replace(config, peft=settled(config.peft)))
-    loss = resolve(config.loss.name)
+    loss = loss_of(config)
     check_trainable(loss)
     named = named_constraints(constraints)
     if named and loss.relation != "pair":
         raise ConfigError(f"{loss.name} has no pairs, and constraints are functions of pairs", where="constraints")
     hyper = loss.settings(**config.loss.hyperparameters())
     tokenizer = load_tokenizer(config.model, allowed_by(config))
+    if config.objective == "reward_model":
+        check_reward_options(config, named)
+        config = replace(config, loss=replace(config.loss, name=loss.name))
+        separate_padding(tokenizer)
     data = prepare_data(config, loss, tokenizer, progress)
     check_relations(loss, hyper, [*data.train, *data.held_out])
     completions_per_step = config.global_batch_size * data.facts["completions"] / data.facts["groups"]
@@ -148,8 +154,9 @@ def prepare_data(config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizer
         "tokens": sum(group.num_tokens for group in tokenized[0]),
         "fingerprint": groups_fingerprint(tokenized[0]),
     }
-    prompts = _sample_prompts(held_out or train, config, tokenizer)
-    if config.num_samples and not prompts:
+    writes = config.objective == "policy"
+    prompts = _sample_prompts(held_out or train, config, tokenizer) if writes else []
+    if writes and config.num_samples and not prompts:
         progress.say(f"No prompt leaves room for a sample of {config.sample_tokens} tokens, so none is drawn.")
     return Data(train=tokenized[0], held_out=tokenized[1], prompts=prompts, report=report, facts=facts)
 

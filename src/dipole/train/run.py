@@ -337,7 +337,7 @@ def save_final(run: Run, whole: Mapping[str, Tensor] | None = None) -> None:
     folder = run.output / "final"
     scratch = scratch_for(folder)
     try:
-        save_model(run.policy.model, scratch, whole)
+        save_model(run.policy.for_saving(), scratch, whole)
         run.tokenizer.save_pretrained(str(scratch))
         if folder.exists():
             shutil.rmtree(folder)

@@ -33,6 +33,7 @@ from dipole.train.inputs import MULTIPLIER
 from dipole.train.optim import LossScale, make_optimizer
 from dipole.train.ranks import Ranks
 from dipole.train.references import reference_of_run
+from dipole.train.reward import load_reward_policy
 from dipole.train.shard import check_sharding, load_divided, put_apart, with_all_weights
 from dipole.train.track import Log
 
@@ -169,6 +170,8 @@ def load_policy(config: TrainConfig, accelerator: Accelerator, ranks: Ranks) -> 
     """
     wide = config.peft.method == "none"
     dtype = torch.float32 if wide else weights_dtype(config.dtype, accelerator.device)
+    if config.objective == "reward_model":
+        return load_reward_policy(config, accelerator.device)
     if ranks.lockstep:
         return load_divided(config, dtype, accelerator.mixed_precision, ranks)
     model = load_model(config.model, dtype=dtype, allowed=allowed_by(config))
