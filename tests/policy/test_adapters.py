@@ -472,3 +472,32 @@ def test_four_bits_without_bitsandbytes_are_refused_with_the_reason(monkeypatch:
     monkeypatch.setattr(quantize, "import_module", broken)
     with pytest.raises(ConfigError, match="doesn't work on this machine: no such symbol"):
         quantize.four_bit(torch.float32)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "rslora"])
+def test_four_bits_train_an_adapter_with_the_gradient_of_the_weights_that_they_stand_for(
+    method: Any, tiny_folder: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes isn't installed")
+    from dipole.policy.load import fingerprint, load_model
+
+    config = PeftConfig(method=method, rank=4, quantization="4bit")
+    loaded = load_model(str(tiny_folder), four_bits_on=torch.device("cpu"))
+    assert loaded.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert fingerprint(loaded) != fingerprint(load_model(str(tiny_folder)))
+    policy = Policy(add_adapter(loaded, config, seed=0)).eval()
+    reference = make_reference("auto", policy, needed=True)
+    assert reference is not None
+    with torch.no_grad():  # first of all, as training does: it must not change how weights are laid out
+        before = policy(BATCH).logps
+    torch.testing.assert_close(before, reference.token_logps(BATCH), rtol=0, atol=1e-4)
+    twin: Any = load_model(str(tiny_folder), four_bits_on=torch.device("cpu")).dequantize()
+    wide = Policy(add_adapter(twin, PeftConfig(method=method, rank=4), seed=0)).eval()
+    for moved in (policy, wide):
+        torch.manual_seed(1)
+        for parameter in moved.parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+    found, expected = policy(BATCH).logps, wide(BATCH).logps
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert_equal(gradients(policy, found), gradients(wide, expected), 1e-4)

@@ -264,3 +264,18 @@ def test_options_reach_the_adapter_from_python() -> None:
     config = train_config(model="m", data="d", output="o", peft="prompt_tuning", num_virtual_tokens=7)
     assert config.peft == PeftConfig(method="prompt_tuning", num_virtual_tokens=7)
     assert train_config(model="m", data="d", output="o", start_from="runs/a").peft.start_from == "runs/a"
+
+
+def test_a_run_in_four_bits_resumes_and_leaves_an_adapter(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes isn't installed")
+    options = {"peft": "lora", "quantization": "4bit", "checkpoint_every": 1, "learning_rate": 1e-2}
+    straight = train(tiny_config(tiny_folder, data, tmp_path / "straight", **options))
+    with pytest.raises(KilledError):
+        train(tiny_config(tiny_folder, data, tmp_path / "cut", **options), StopAfter(3))
+    train(tiny_config(tiny_folder, data, tmp_path / "cut", **options, resume=True))
+    assert rows(straight / "metrics.jsonl")[0]["eval/loss"] == pytest.approx(math.log(2), abs=1e-4)
+    weights = [(tmp_path / run / "final" / "adapter_model.safetensors").read_bytes() for run in ("straight", "cut")]
+    assert weights[0] == weights[1]
+    whole = {name: value for name, value in options.items() if name != "quantization"}
+    with pytest.raises(OtherSettings):
+        train(tiny_config(tiny_folder, data, tmp_path / "cut", **whole, resume=True))

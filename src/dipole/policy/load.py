@@ -17,11 +17,18 @@ from transformers.utils import logging as transformers_logging
 
 from dipole.errors import ConfigError
 from dipole.policy.locate import FOLDER_HOLDS, NOTHING, Allowed, check_weights, locate
+from dipole.policy.quantize import four_bit, keep_trainable
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def load_model(name: str, *, dtype: torch.dtype = torch.float32, allowed: Allowed = NOTHING) -> PreTrainedModel:
+def load_model(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    allowed: Allowed = NOTHING,
+    four_bits_on: torch.device | None = None,
+) -> PreTrainedModel:
     """A causal language model with dropout switched off.
 
     Dropout would give policy and reference different masks, and a loss that isn't ln 2 where it has to be.
@@ -30,11 +37,15 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, allowed: Allowe
         name: a local folder, or a hub id.
         dtype: of the weights.
         allowed: what of the model may be used although it can do harm.
+        four_bits_on: loads linear layers in 4 bits, on this device; ``dtype`` is that of the rest and of the products.
 
     Raises:
-        ConfigError: there is no such model, or it can't be loaded safely.
+        ConfigError: there is no such model, or it can't be loaded safely; or not in 4 bits.
     """
     place = check_weights(name, allowed)
+    quantized: dict[str, Any] = {}
+    if four_bits_on is not None:
+        quantized = {"quantization_config": four_bit(dtype), "device_map": {"": str(four_bits_on)}}
     with quietly():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -44,6 +55,7 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, allowed: Allowe
                 weights_only=True,
                 trust_remote_code=allowed.remote_code,
                 output_loading_info=True,
+                **quantized,
             )
         except (OSError, ValueError, SafetensorError, UnpicklingError) as fault:
             raise _not_loadable("model", name, fault) from fault
@@ -55,6 +67,7 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, allowed: Allowe
         )
     model.config._name_or_path = model.name_or_path = name  # not where the hub's cache has it
     disable_dropout(model)
+    keep_trainable(model)
     loaded: PreTrainedModel = model
     return loaded
 
@@ -145,7 +158,7 @@ def _not_loadable(what: str, name: str, fault: Exception) -> ConfigError:
         )
     reason = str(fault).strip().splitlines()[0][:300] if str(fault).strip() else type(fault).__name__
     if Path(name, "adapter_config.json").exists():
-        remedy = "This is an adapter: merge it into its model with PEFT's merge_and_unload, and give the merged model"
+        remedy = "This is an adapter: name its model, and go on with --peft.start_from; or 'dipole merge' it first"
     elif Path(name).exists():
         remedy = FOLDER_HOLDS
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from dipole.errors import ConfigError
@@ -23,9 +24,10 @@ def four_bit(compute: torch.dtype) -> BitsAndBytesConfig:
     """
     try:
         import_module("bitsandbytes")
+        import_module("transformers.integrations").validate_bnb_backend_availability(raise_exception=True)
     except ImportError as fault:
         raise ConfigError("bitsandbytes isn't installed", where=WHERE, remedy="Install dipole[quant]") from fault
-    except Exception as fault:  # its native library is loaded at import, and fails in many ways
+    except Exception as fault:  # it has no kernels for the device, or its native library can't be loaded
         reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
         raise ConfigError(
             f"bitsandbytes doesn't work on this machine: {reason}", where=WHERE, remedy="Leave it out"
@@ -36,3 +38,13 @@ def four_bit(compute: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keeps bitsandbytes from laying weights out for inference at the first pass without gradients.
+
+    It does so on processors with AVX-512 for bfloat16, and from then on no gradient goes through these weights.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

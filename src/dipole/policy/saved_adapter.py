@@ -183,5 +183,5 @@ def _check_kind(settings: Settings, folder: Path) -> None:
             raise ConfigError(
                 f"the adapter can't be taken: {reason}",
                 where=str(folder / SETTINGS),
-                remedy="Merge it into its model with PEFT's merge_and_unload, and use the merged model",
+                remedy="Merge it into its model with PEFT's merge_and_unload, and train that",
             )

@@ -174,7 +174,8 @@ def load_policy(config: TrainConfig, accelerator: Accelerator, ranks: Ranks) -> 
         return load_reward_policy(config, accelerator.device)
     if ranks.lockstep:
         return load_divided(config, dtype, accelerator.mixed_precision, ranks)
-    model = load_model(config.model, dtype=dtype, allowed=allowed_by(config))
+    four_bits_on = accelerator.device if config.peft.quantization == "4bit" else None
+    model = load_model(config.model, dtype=dtype, allowed=allowed_by(config), four_bits_on=four_bits_on)
     weights = start_fingerprint(fingerprint(model), config.peft)
     return Policy(add_adapter(model, config.peft, seed=config.seed)).to(accelerator.device).eval(), weights
 
