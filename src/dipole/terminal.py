@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dipole.evaluate.run_folder import Measure
     from dipole.evaluate.stats import Estimate
     from dipole.feedback.check import Check
+    from dipole.train.plan import Plan
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there are no bars."""
@@ -110,6 +111,56 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(inert(cell)) for cell in row))
     _console(sys.stdout).print(table)
+
+
+MEMORY_PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer's state",
+    "reference": "reference",
+    "activations": "activations",
+    "head": "head and logits",
+    "together": "weights put together, or narrow copies",
+    "temporary": "optimizer's working memory",
+}
+"""What a person reads of each part of a plan's memory."""
+
+
+def show_plan(plan: Plan) -> None:
+    """What a run will do and need: a table of sizes, and one of memory."""
+    setup, total = plan.setup, plan.memory.total
+    where = f"{setup.processes} processes" if setup.processes > 1 else "one process"
+    divided = ", which divide the weights" if setup.sharded else ""
+    rows = [
+        ("model", plan.model),
+        ("parameters", f"{plan.shape.parameters:,}"),
+        ("trained", f"{setup.trained:,} ({plan.trained_share:.2%})"),
+        ("data", f"{plan.groups:,} groups · {plan.completions:,} completions · {plan.relations:,} relations"),
+        ("held out", f"{plan.held_out:,} groups"),
+        ("steps", f"{plan.steps:,} ({plan.epochs:g} epochs), up to {plan.micro_batches:,} micro-batches each"),
+        ("tokens", f"{plan.tokens:,}: prompts once, completions once"),
+        ("largest micro-batch", f"{setup.tokens:,} tokens, {setup.targets:,} of them of completions"),
+        ("reference", setup.reference.replace("_", " ")),
+        ("products", f"{plan.precision}, on {where}{divided}"),
+    ]
+    show_table(("the run", ""), rows)
+    show("")
+    parts = {name: size for name, size in plan.memory.parts().items() if size}
+    sizes = [(MEMORY_PARTS[name], _size(size)) for name, size in parts.items()]
+    show_table(("memory of one process", ""), [*sizes, ("at the fullest moment", _size(total))])
+    device = "The GPU here has" if setup.gpu else "The machine has"
+    show(
+        f"{device} {_size(plan.available)}. Libraries and gaps between allocations add a tenth or two to the estimate."
+    )
+    show("Data and options are in order. Weights weren't looked at, and nothing was written.")
+
+
+def _size(count: int) -> str:
+    """Bytes as a person reads them."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:,.1f} {unit}"
+    return f"{count} bytes"
 
 
 @dataclass(slots=True)

@@ -68,8 +68,13 @@ def token_values(run: Run, batch: PackedBatch) -> dict[str, Tensor]:
 
 def parts_of(run: Run, groups: Sequence[TokenizedGroup]) -> list[list[TokenizedGroup]]:
     """Groups cut into micro-batches: within the token budget, and so that every process has work."""
+    return parts_for(groups, run.config.max_tokens_per_microbatch, run.ranks.count)
+
+
+def parts_for(groups: Sequence[TokenizedGroup], max_tokens: int, processes: int) -> list[list[TokenizedGroup]]:
+    """The same for a number of processes."""
     tokens = sum(group.num_tokens for group in groups)
-    return micro_batches(groups, min(run.config.max_tokens_per_microbatch, -(-tokens // run.ranks.count)))
+    return micro_batches(groups, min(max_tokens, -(-tokens // processes)))
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         case "adamw_fused":
             return torch.optim.AdamW(given, lr=rate, fused=True)
         case "adamw_8bit":
-            made: torch.optim.Optimizer = _eight_bit(config, trained[0].device)(given, lr=rate)
+            made: torch.optim.Optimizer = _eight_bit(config)(given, lr=rate)
             return made
         case "rmsprop":
             return torch.optim.RMSprop(given, lr=rate)
@@ -69,14 +69,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             return torch.optim.SGD(given, lr=rate)
 
 
-def _eight_bit(config: TrainConfig, device: torch.device) -> Any:
+def _eight_bit(config: TrainConfig) -> Any:
     """AdamW with block-wise quantized state (Dettmers et al. 2021, arXiv 2110.02861), from bitsandbytes."""
 
     def refused(problem: str, remedy: str = "Use adamw_fused") -> ConfigError:
         return ConfigError(problem, where="--optimizer adamw_8bit", remedy=remedy)
 
-    if device.type == "cpu":
-        raise refused("its kernels are for GPUs, and this run is on the CPU")
+    if not torch.cuda.is_available():
+        raise refused("its kernels are for GPUs, and there is none here")
     if config.sharding != "none":
         raise refused("bitsandbytes can't quantize the state of weights that are divided over processes")
     try:

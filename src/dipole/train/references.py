@@ -54,7 +54,7 @@ def reference_of_run(
     if config.reference != "cached":
         twin = (lambda: load()[0]) if ranks.lockstep else None  # divided weights can't be copied in memory
         return make_reference(config.reference, policy, needed=loss.needs_reference, moves=moves, twin=twin)
-    _check_cacheable(loss, moves=moves)
+    check_cacheable(loss, moves=moves)
     assert config.max_length is not None
     wanted = list(groups)
     if MISMATCHED in loss.inputs:
@@ -124,7 +124,8 @@ def _loaded_again(config: TrainConfig, load: Callable[[], tuple[Policy, str]], w
     return FrozenCopy(policy)
 
 
-def _check_cacheable(loss: Loss, *, moves: bool) -> None:
+def check_cacheable(loss: Loss, *, moves: bool) -> None:
+    """Raises a ``ConfigError`` if a cache can't hold what the loss or a moving reference needs."""
     reasons = {
         "the loss has no reference": not loss.needs_reference,
         f"{loss.name} compares whole distributions, and the cache keeps log-probabilities of tokens": "seq_kl"

@@ -63,6 +63,8 @@ def train(
         NotSaved: the trained model couldn't be written.
         OutOfMemory: there isn't enough; with the state before the step saved, if it was in a step.
     """
+    if config.dry_run:
+        raise ConfigError("a dry run trains nothing", where="--dry_run", remedy="Call dipole.train.rehearsal.rehearse")
     progress = (progress or Silent()) if is_first_process() else Silent()
     output = Path(config.output)
     if output.exists() and not output.is_dir():
@@ -72,7 +74,7 @@ def train(
         locked(output, progress.say) if is_first_process() else nullcontext(),
         memory_for("the run", config),
     ):
-        _refuse_used(output, config)
+        refuse_used(output, config)
         with tracking(config, progress.say) if is_first_process() else nullcontext() as tracker:
             _prepared_and_trained(config, progress, stop, kind, constraints, tracker)
     return output
@@ -349,7 +351,8 @@ def save_final(run: Run, whole: Mapping[str, Tensor] | None = None) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _refuse_used(output: Path, config: TrainConfig) -> None:
+def refuse_used(output: Path, config: TrainConfig) -> None:
+    """Raises a ``ConfigError`` if the folder holds a run that isn't to go on."""
     if not config.resume and (output / "metrics.jsonl").exists():
         raise ConfigError(
             "the folder already holds a run",

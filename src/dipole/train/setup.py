@@ -108,7 +108,7 @@ def prepare(
     check_sharding(config, ranks.count, found.constraints)
     progress.stage("Loading the model")
     policy, weights = load_policy(config, accelerator, ranks)
-    _check_vocabulary(policy, found.tokenizer)
+    check_vocabulary(policy, found.tokenizer)
     tolerance = 1e-3 if accelerator.mixed_precision == "no" else 0.5
     probe = _probe(data.train, policy).to(accelerator.device)
     with_all_weights(policy, check_engine, policy, probe, tolerance=tolerance)
@@ -188,7 +188,8 @@ def _probe(groups: list[TokenizedGroup], policy: Policy) -> PackedBatch:
     return pack([*by_length[:2], *islice(beyond, 1)])
 
 
-def _check_vocabulary(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises a ``ConfigError`` if the tokenizer has more tokens than the model embeds."""
     embeddings: Any = policy.transformer.get_input_embeddings()
     if len(tokenizer) > embeddings.weight.shape[0]:
         raise ConfigError(

@@ -8,6 +8,23 @@ from dipole.verbs.verb import Verb
 
 
 def run(config: TrainConfig) -> int:
+    """A training run and its report, or what it would take."""
+    return _plan(config) if config.dry_run else _train(config)
+
+
+def _plan(config: TrainConfig) -> int:
+    from dipole import terminal
+
+    with terminal.progress() as progress:
+        from dipole.train.rehearsal import rehearse
+
+        plan = rehearse(config, progress)
+    if is_first_process():
+        terminal.show_plan(plan)
+    return 0
+
+
+def _train(config: TrainConfig) -> int:
     """A training run and its report."""
     from dipole import terminal
 
