@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from studio_site import ballot, make_groups, open_site
 
 from dipole.errors import ConfigError, DataError
+from dipole.feedback.active.strategies import STRATEGIES
 from dipole.feedback.assign import (
-    STRATEGIES,
     disagreement,
     draw,
     load_scores,
@@ -72,12 +72,11 @@ def test_scores_are_given_where_they_mean_something(strategy: str) -> None:
         priorities(strategy, pairs, None if needs else dict.fromkeys(pairs, 0.0))
 
 
-@pytest.mark.parametrize(
-    ("sides", "expected"),
-    [([], 0), ([1], 0), ([1, 1], 0), ([1, -1], 1), ([1, 0], 1), ([1, 1, -1], 2 / 3), ([1, 1, -1, -1], 2 / 3)],
-)
-def test_disagreement_is_the_share_of_differing_pairs_of_votes(sides: list[int], expected: float) -> None:
-    assert disagreement(sides) == pytest.approx(expected)
+def test_split_votes_come_before_none_and_those_before_unanimous_ones() -> None:
+    split, tie, none, one, two = map(disagreement, ([1, -1], [0], [], [1], [1, 1]))
+    assert split > tie > none == one > two
+    assert disagreement([1, -1]) == pytest.approx(3 / 8), "2 ab / ((a + b)(a + b + 1)) with a = b = 3/2"
+    assert disagreement([-1, -1, 1]) == disagreement([1, 1, -1])
 
 
 def test_what_the_data_disagree_on_comes_first() -> None:
@@ -86,16 +85,16 @@ def test_what_the_data_disagree_on_comes_first() -> None:
     ratings = (("a", 0, 1), ("a", 1, 2), ("b", 0, 2), ("b", 1, 1))
     torn = replace(torn, judgments=tuple(Rating(annotator=who, i=i, value=value) for who, i, value in ratings))
     found = priorities("disagreed", pairs_of([calm, torn, silent]))
-    assert found == dict(zip(KEYS, (0.0, 1.0, 0.0), strict=True))
+    assert sorted(KEYS, key=lambda key: -found[key]) == [KEYS[1], KEYS[2], KEYS[0]]
 
 
 def test_diverse_pairs_come_from_every_topic_first() -> None:
-    topics = ("trains run on rails", "bread needs yeast", "stars are far away")
+    topics = ("trains run on rails", "bread needs some yeast", "stars are far away")
     groups = [
         Group(
             id=f"{topic}-{number}",
-            prompt=f"{topics[topic]} {number}",
-            completions=(Completion(text=topics[topic]), Completion(text=f"{topics[topic]} {number} indeed")),
+            prompt="Tell me something",
+            completions=(Completion(text=f"{topics[topic]} {number}"), Completion(text="no idea")),
         )
         for number in range(4)
         for topic in range(3)

@@ -317,7 +317,7 @@ def test_a_guide_can_do_nothing(text: str) -> None:
 
 
 def test_names_and_reasons_can_do_nothing(tmp_path: Path) -> None:
-    site = open_site(tmp_path, make_groups(len(HOSTILE)), votes_per_pair=1)
+    site = open_site(tmp_path, make_groups(4 * len(HOSTILE)))
     client = site.host()
     for text in HOSTILE:
         if client.post("/api/name", json={"name": text[:60]}).status_code == 200:

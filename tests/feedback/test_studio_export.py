@@ -57,6 +57,7 @@ def test_a_vote_becomes_a_comparison_of_left_and_right(tmp_path: Path, said: dic
     assert judgment == Comparison(i=shown.left, j=shown.right, p=p, annotator="Anna", meta=judgment.meta)
     assert judgment.meta == {
         "vote": vote.id,
+        "shown_first": shown.left,
         "choice": said["choice"],
         "seconds": 2.5,
         "at": "1970-01-12T13:46:40+00:00",

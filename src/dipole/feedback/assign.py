@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from dipole.data.reduce import as_comparisons
 from dipole.errors import ConfigError, DataError
-from dipole.feedback.judge import Pair, all_pairs
+from dipole.feedback.active.strategies import Strategy, disagreed, diverse
+from dipole.feedback.judge import all_pairs
 from dipole.group import Group, plain
-
-Strategy = Literal["random", "uncertain", "certain", "change", "disagreed", "diverse"]
 
 SCORED = ("uncertain", "certain", "change")
 """Strategies that need a score of each pair."""
@@ -87,7 +87,7 @@ def priorities(
     ``random``: all the same. ``uncertain`` and ``certain``: by the distance of the score from 0, as of an implicit
     reward's margin, the smallest or the largest first. ``change``: the highest score first, as of an expected change of
     the model. ``disagreed``: pairs first on which the judgments that the data bring differ most; votes change it as
-    they come. ``diverse``: each pair as far as possible from those before it, by the words of its texts.
+    they come. ``diverse``: each pair as far as possible from those before it, by the words in which its answers differ.
 
     Args:
         strategy: which.
@@ -114,15 +114,13 @@ def priorities(
 
 
 def disagreement(sides: Sequence[int]) -> float:
-    """The share of pairs of votes that differ, 0 where there are fewer than two.
+    """The chance that the next two who judge a pair differ, see ``active.strategies.disagreed``.
 
     Args:
         sides: of each vote: 1 for completion i, −1 for j, 0 for a tie.
     """
-    count = len(sides)
-    if count < 2:
-        return 0.0
-    return 1 - sum(same * (same - 1) for same in Counter(sides).values()) / (count * (count - 1))
+    wins = sum((side + 1) / 2 for side in sides)
+    return float(disagreed(np.array([wins]), np.array([float(len(sides))]))[0])
 
 
 def sides_in_data(pairs: Mapping[PairKey, Group]) -> dict[PairKey, tuple[int, ...]]:
@@ -171,25 +169,11 @@ def load_scores(path: Path, pairs: Mapping[PairKey, Group]) -> dict[PairKey, flo
 
 
 def _spread(pairs: Mapping[PairKey, Group]) -> dict[PairKey, float]:
-    """Farthest first (Gonzalez 1985): greedy k-centre, over words of prompt and answers, hashed."""
-    import numpy as np
+    """Each pair as far as possible from those before it, by the words in which its answers differ."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    texts = [_words(group, (i, j)) for (_, i, j), group in pairs.items()]
-    points = HashingVectorizer(n_features=2**16, alternate_sign=False, norm="l2").transform(texts)
-    nearest = np.full(len(texts), -1.0)
-    found = dict.fromkeys(pairs, 0.0)
-    keys = list(pairs)
-    for rank in range(min(SPREAD, len(texts))):
-        place = int(np.argmin(nearest))
-        found[keys[place]] = float(SPREAD - rank)
-        nearest = np.maximum(nearest, (points @ points[place].T).toarray().ravel())
-        nearest[place] = np.inf
-    return found
-
-
-def _words(group: Group, sides: Pair) -> str:
-    return " ".join(plain(text) for text in (group.prompt, *(group.completions[side].text for side in sides)))
-
-
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+    vectors = HashingVectorizer(n_features=2**16, alternate_sign=False)
+    first, second = (
+        vectors.transform([plain(group.completions[key[side]].text) for key, group in pairs.items()]) for side in (1, 2)
+    )
+    return dict(zip(pairs, diverse(first - second, limit=SPREAD).tolist(), strict=True))

@@ -25,10 +25,11 @@ SLIGHTLY = 0.75
 def export_groups(store: Store, groups: Iterable[Group], *, slightly: float = SLIGHTLY) -> Iterator[Group]:
     """The groups with people's votes added to their judgments, as they are at one moment of the store.
 
-    A vote is a ``Comparison`` of (left, right) with p = 1, ``slightly``, or ½ for a tie; its ``meta`` has the vote's
-    ``vote`` (an id), ``choice``, ``seconds``, ``at``, the ``reason`` if there is one, and ``selection``: ``strategy``,
-    ``arm``, ``probability`` and ``eligible``. Both bad is a tie whose choice says so. Skips say nothing of the answers
-    and aren't exported. The same votes give the same groups, and a vote that a group has already isn't added again.
+    A vote is a ``Comparison`` of (left, right) with p = 1, ``slightly``, or ½ for a tie. Its ``meta`` has ``vote`` (an
+    id), ``shown_first``, ``choice``, ``seconds``, ``at``, the ``reason`` if there is one, and ``selection``:
+    ``strategy``, ``arm``, ``probability`` and ``eligible``. Both bad is a tie whose choice says so. Skips say nothing
+    of the answers and aren't exported. The same votes give the same groups, and a vote that a group has already isn't
+    added again.
 
     Args:
         store: has the votes; it may be written to meanwhile.
@@ -67,6 +68,7 @@ def _comparison(vote: Vote, slightly: float) -> Comparison:
     p = {"left": strength, "right": 1 - strength}.get(vote.choice, 0.5)
     meta: dict[str, Any] = {
         "vote": vote.id,
+        "shown_first": vote.left,
         "choice": vote.choice,
         "seconds": vote.seconds,
         "at": datetime.fromtimestamp(vote.at, UTC).isoformat(timespec="seconds"),

@@ -18,7 +18,8 @@ import sqlalchemy as sql
 from sqlalchemy.engine import Connection, Row
 
 from dipole.errors import DipoleError
-from dipole.feedback.assign import PairKey, Strategy, disagreement, draw, selection_probability
+from dipole.feedback.active.strategies import Strategy
+from dipole.feedback.assign import PairKey, disagreement, draw, selection_probability
 from dipole.feedback.store import Store, assignment, pair, selection, vote
 from dipole.feedback.votes import side_of
 

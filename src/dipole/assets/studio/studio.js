@@ -86,9 +86,9 @@ const keySign = (key) => key.replace(/^Shift\+/, "⇧").replace(/[A-Z]\w+$| $/, 
 /** The action that a key press stands for; none while someone types, or where the key means something else. */
 function actionOf(event) {
   if (!keys.on || event.ctrlKey || event.altKey || event.metaKey || event.isComposing || event.repeat) return undefined;
-  if (event.target.closest("input, textarea, select, dialog")) return undefined;
+  if (event.target.closest?.("input, textarea, select, dialog")) return undefined;
   const name = keyName(event);
-  if (/Arrow/.test(name) && event.target.closest("pre, table")) return undefined; // they scroll it
+  if (/Arrow/.test(name) && event.target.closest?.("pre, table")) return undefined; // they scroll it
   return Object.keys(ACTIONS).find((action) => keys.of[action].includes(name));
 }
 
