@@ -10,12 +10,14 @@ from judging import GROUPS, group
 from transformers import AutoModelForCausalLM
 
 from conftest import build_model, build_tokenizer
+from dipole.errors import ConfigError
 from dipole.feedback import language_model
 from dipole.feedback.cache import Cache
+from dipole.feedback.constitution import Constitution, Principle
 from dipole.feedback.judge import all_pairs, is_invalid, judge_groups
-from dipole.feedback.language_model import LogitVerdicts
+from dipole.feedback.language_model import LogitGrades, LogitVerdicts
 from dipole.feedback.local import LocalModel
-from dipole.feedback.prompting import Question, comparison_messages
+from dipole.feedback.prompting import Question, comparison_messages, grading_messages
 from dipole.feedback.registry import JudgeOptions, open_judge
 from dipole.group import Comparison
 
@@ -87,7 +89,8 @@ def test_a_second_run_computes_nothing(folder: Path, tmp_path: Path, monkeypatch
     assert first == second
 
 
-def test_other_weights_are_asked(folder: Path, tmp_path: Path) -> None:
+def test_other_weights_are_asked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_model, "LEAST_MASS", 0.0)
     cache = Cache(tmp_path / "replies.sqlite")
     other = tmp_path / "other"
     tokenizer = build_tokenizer()
@@ -107,3 +110,38 @@ def test_without_a_chat_template_paragraphs_do(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     judged = list(judge_groups(open_judge(f"model:{tmp_path}"), GROUPS[:2], all_pairs, max_invalid=1.0))
     assert all(len(item.judgments) == 1 for item in judged)
+
+
+def test_grades_are_log_odds_averaged_by_weight(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_model, "LEAST_MASS", 0.0)
+    local = LocalModel(str(folder))
+
+    def grades(*principles: Principle) -> list[float]:
+        ((first, second),) = LogitGrades(local, Constitution(name="c", principles=principles))([GROUPS[0]])
+        assert first is not None
+        assert second is not None
+        return [first, second]
+
+    warm, short = Principle(name="a", compare="Be warm.", weight=3), Principle(name="b", compare="Be short.")
+    alone = [grades(warm), grades(short)]
+    assert alone[0] != alone[1]
+    assert grades(warm, short) == pytest.approx([(3 * a + b) / 4 for a, b in zip(*alone, strict=True)], abs=1e-5)
+    chat = grading_messages("Be warm.", GROUPS[0].prompt, GROUPS[0].completions[0].text)
+    logps = local.option_logps({"k": local.chat_ids(chat)}, [local.text_ids("Yes"), local.text_ids("No")])["k"]
+    assert alone[0][0] == pytest.approx(logps[0] - logps[1], abs=1e-5)
+
+
+def test_asking_each_gives_ratings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_model, "LEAST_MASS", 0.0)
+    long = group("long", "a", "b" * 5000)
+    judged = list(judge_groups(open_judge(f"model:{folder}?ask=each"), [GROUPS[0], long]))
+    assert [[judgment.indices() for judgment in item.judgments] for item in judged] == [[(0,), (1,)], [(0,)]]
+    monkeypatch.setattr(language_model, "LEAST_MASS", 1.1)
+    (judged_again,) = judge_groups(open_judge(f"model:{folder}?ask=each"), [GROUPS[0]])
+    assert judged_again.judgments == ()
+
+
+@pytest.mark.parametrize("settings", ["as=ratings", "ask=each&label=soft"])
+def test_settings_of_the_other_way_to_ask_are_refused(folder: Path, settings: str) -> None:
+    with pytest.raises(ConfigError, match="means nothing"):
+        open_judge(f"model:{folder}?{settings}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,12 +21,13 @@ from dipole.feedback.judge import Pair, Task, Verdict
 from dipole.feedback.prompting import (
     Question,
     comparison_messages,
+    grading_messages,
     parse_verdict,
     rationale,
     repair_messages,
     talks_to_judges,
 )
-from dipole.group import Comparison, Group, Judgment
+from dipole.group import Comparison, Group, Judgment, Message
 
 if TYPE_CHECKING:
     from dipole.feedback.client import ChatClient
@@ -103,8 +104,41 @@ class WrittenVerdicts:
         return Reading(verdict, _PROBABILITY.get(verdict), rationale(first))
 
 
+class LogitReader:
+    """Reads off a model's logits which of two words it would answer with, each chat once in the life of its cache.
+
+    Args:
+        model: in this process.
+        words: the two answers.
+        begin: what the answer begins with, before either word.
+        cache: of what was read.
+    """
+
+    def __init__(
+        self, model: LocalModel, words: tuple[str, str], *, begin: str = "", cache: Cache | None = None
+    ) -> None:
+        self._model, self._begin, self._cache = model, begin, cache or Cache()
+        self._kind = {"model": model.fingerprint(), "begin": begin, "words": list(words)}
+        self._options = tuple(model.text_ids(word) for word in words)
+
+    def read(self, chats: Sequence[Sequence[Message]]) -> list[tuple[float, float] | None]:
+        """The log-probabilities of both words for each chat; ``None`` for one that is too long for the model."""
+        keys = [content_key({**self._kind, "chat": list(chat)}) for chat in chats]
+        known = {key: self._cache.get(key) for key in keys}
+        missing = {key: chat for key, chat in zip(keys, chats, strict=True) if known[key] is None}
+        for key, logps in self._ask(missing).items():
+            known[key] = logps
+            self._cache.put(key, logps)
+        return [None if known[key] is None else (known[key][0], known[key][1]) for key in keys]
+
+    def _ask(self, chats: Mapping[str, Sequence[Message]]) -> dict[str, list[float]]:
+        ids = {key: self._model.chat_ids(chat, begin=self._begin) for key, chat in chats.items()}
+        room = self._model.max_length - max(map(len, self._options))
+        return self._model.option_logps({key: row for key, row in ids.items() if len(row) <= room}, self._options)
+
+
 class LogitVerdicts:
-    """Reads the probabilities of "A" and "B" off a model's logits: a soft label without sampling.
+    """Takes the odds of "A" and "B" as a soft label, without sampling.
 
     Args:
         model: in this process.
@@ -112,40 +146,62 @@ class LogitVerdicts:
     """
 
     def __init__(self, model: LocalModel, cache: Cache | None = None) -> None:
-        self._model, self._cache = model, cache or Cache()
-        self._fingerprint = model.fingerprint()
-        self._options = tuple(model.text_ids(f" {letter}") for letter in "AB")
+        self._reader = LogitReader(model, (" A", " B"), begin="VERDICT:", cache=cache)
 
     def read(self, questions: Iterable[Question]) -> Iterator[Reading]:
         """In batches. ``sample`` changes nothing: there is no chance in it."""
         stream = iter(questions)
         while part := list(islice(stream, QUESTIONS_AT_A_TIME)):
-            yield from self._read_part([comparison_messages(question, letters_only=True) for question in part])
-
-    def _read_part(self, chats: Sequence[Sequence[Any]]) -> Iterator[Reading]:
-        keys = [content_key({"model": self._fingerprint, "chat": list(chat)}) for chat in chats]
-        known = {key: self._cache.get(key) for key in keys}
-        missing = {key: chat for key, chat in zip(keys, chats, strict=True) if known[key] is None}
-        for key, logps in self._ask(missing).items():
-            known[key] = logps
-            self._cache.put(key, logps)
-        yield from (_reading(known[key]) for key in keys)
-
-    def _ask(self, chats: dict[str, Sequence[Any]]) -> dict[str, list[float]]:
-        """Log-probabilities of both letters by key; nothing for a chat that is too long."""
-        ids = {key: self._model.chat_ids(chat, begin="VERDICT:") for key, chat in chats.items()}
-        room = self._model.max_length - max(map(len, self._options))
-        return self._model.option_logps({key: row for key, row in ids.items() if len(row) <= room}, self._options)
+            chats = [comparison_messages(question, letters_only=True) for question in part]
+            yield from map(_reading, self._reader.read(chats))
 
 
-def _reading(logps: Sequence[float] | None) -> Reading:
+class LogitGrades:
+    """Asks of each answer by itself whether it satisfies a principle; the score is the log-odds of Yes against No.
+
+    No answer is shown beside another, so there is no order to prefer, and a model too small to compare two answers may
+    still tell a good one from a bad one. Of several principles it is the mean by weight.
+
+    Args:
+        model: in this process.
+        constitution: by whose principles.
+        cache: of what was read.
+    """
+
+    def __init__(self, model: LocalModel, constitution: Constitution, cache: Cache | None = None) -> None:
+        self._reader = LogitReader(model, ("Yes", "No"), cache=cache)
+        self._constitution = constitution
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[float | None]]:
+        """The score of each completion of each group; ``None`` where the model can't say."""
+        chats = [
+            grading_messages(principle.compare, group.prompt, completion.text)
+            for group in groups
+            for completion in group.completions
+            for principle in self._constitution.principles
+        ]
+        odds = iter([None if logps is None else _log_odds(logps) for logps in self._reader.read(chats)])
+        return [[self._mean(odds) for _ in group.completions] for group in groups]
+
+    def _mean(self, odds: Iterator[float | None]) -> float | None:
+        """Of the next odds, one a principle."""
+        given = [(principle.weight, next(odds)) for principle in self._constitution.principles]
+        known = [(weight, value) for weight, value in given if value is not None]
+        return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known) if known else None
+
+
+def _log_odds(logps: tuple[float, float]) -> float | None:
+    """``None`` where neither word is an answer that the model would give."""
+    return logps[0] - logps[1] if math.exp(logps[0]) + math.exp(logps[1]) >= LEAST_MASS else None
+
+
+def _reading(logps: tuple[float, float] | None) -> Reading:
     if logps is None:
         return Reading("invalid", None, "the question is too long for the model")
-    first, second = logps
-    mass = math.exp(first) + math.exp(second)
-    if mass < LEAST_MASS:
-        return Reading("invalid", None, f"the model gives A and B a probability of {mass:.2g} together")
-    p = 1 / (1 + math.exp(max(-700.0, min(700.0, second - first))))
+    odds = _log_odds(logps)
+    if odds is None:
+        return Reading("invalid", None, f"the model gives A and B a probability below {LEAST_MASS:g} together")
+    p = 1 / (1 + math.exp(max(-700.0, min(700.0, -odds))))
     return Reading("first" if p > 0.5 else "second" if p < 0.5 else "tie", p)
 
 

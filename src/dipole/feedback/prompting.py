@@ -94,6 +94,17 @@ def comparison_messages(question: Question, *, letters_only: bool = False) -> tu
     return ({"role": "user", "content": text},)  # not every template takes a system's message
 
 
+def grading_messages(rubric: str, prompt: Text, answer: Text) -> tuple[Message, ...]:
+    """The chat that asks of one answer, by itself, whether it is good: Yes or No."""
+    quoted = [transcript(prompt), transcript(answer)]
+    code = mark_code(rubric, *quoted)
+    material = "\n\n".join(
+        _between_marks(name, text, code) for name, text in zip(("request", "answer"), quoted, strict=True)
+    )
+    text = f"{material}\n\nRubric: {rubric.strip()}\n\nDoes the answer satisfy the rubric? Write Yes or No."
+    return ({"role": "user", "content": text},)
+
+
 def repair_messages(asked: Sequence[Message], reply: str) -> tuple[Message, ...]:
     """The chat that asks once more for a verdict in the right form."""
     return (

@@ -9,7 +9,7 @@
 | ``reward_model:PATH`` | a model with a head for one score | as, max_length, format |
 | ``implicit:PATH+REFERENCE`` | β · (log π − log π_ref) of a trained policy | as, beta, max_length, format |
 | ``implicit:ADAPTER`` | likewise, of an adapter on its model | as, beta, max_length, format |
-| ``model:PATH`` | a language model in this process, by its logits | rubric, constitution, label, max_length |
+| ``model:PATH`` | a language model in this process, by its logits | rubric, constitution, label, ask, as, max_length |
 | ``server:URL#MODEL`` | one behind an OpenAI-like URL | rubric, constitution, label, key, temperature, max_tokens |
 
 as in ``server:http://127.0.0.1:8000/v1#Qwen3-8B?constitution=general&key=JUDGE_KEY``. Every judge takes ``name``, the
@@ -17,8 +17,9 @@ annotator of its judgments; otherwise that is its spelling without folders and s
 
 ``as``: ``ratings`` (the default) or ``comparisons``. ``rubric``: a sentence, or a file that holds one.
 ``constitution``: a YAML file, or one that comes with Dipole. ``label``: ``soft`` (the mean over both orders) or
-``agreement`` (a tie where they disagree). ``format``: ``as_is`` or ``chat``, as ``--prompt_format`` of training.
-``key``: the *name* of an environment variable. ``%23``, ``%26``, ``%3F`` stand for ``#``, ``&``, ``?`` in a value.
+``agreement`` (a tie where they disagree). ``ask``: ``pairs``, or ``each`` for the log-odds that an answer by itself
+satisfies the rubric, which smaller models can tell. ``format``: ``as_is`` or ``chat``, as ``--prompt_format`` of
+training. ``key``: the *name* of an environment variable. ``%23``, ``%26``, ``%3F`` stand for ``#``, ``&``, ``?``.
 """
 
 from __future__ import annotations
@@ -279,14 +280,22 @@ def _implicit(parts: Spelling, options: JudgeOptions) -> Judge:
 
 
 def _model(parts: Spelling, options: JudgeOptions) -> Judge:
-    from dipole.feedback.language_model import Label, LanguageModelJudge, LogitVerdicts
+    from dipole.feedback.language_model import Label, LanguageModelJudge, LogitGrades, LogitVerdicts
     from dipole.feedback.local import LocalModel
 
     constitution = constitution_of(parts)
-    label = parts.word("label", "soft", get_args(Label))
+    label, form = parts.word("label", "soft", get_args(Label)), _form(parts)
+    ask = parts.word("ask", "pairs", ("pairs", "each"))
+    for setting, belongs_to in (("label", "pairs"), ("as", "each")):
+        if setting in parts.settings and ask != belongs_to:
+            raise parts.fault(f"'{setting}' means nothing with ask={ask}", f"Leave it out, or write ask={belongs_to}")
     model = LocalModel(parts.what, max_length=parts.number("max_length", int, None))
-    reader = LogitVerdicts(model, Cache(options.cache))
-    return LanguageModelJudge(reader, parts.name, constitution, label=label, sample=options.sample)
+    cache = Cache(options.cache)
+    if ask == "each":
+        from dipole.feedback.rewards import RewardJudge
+
+        return RewardJudge(LogitGrades(model, constitution, cache), parts.name, form)
+    return LanguageModelJudge(LogitVerdicts(model, cache), parts.name, constitution, label=label, sample=options.sample)
 
 
 def _server(parts: Spelling, options: JudgeOptions) -> Judge:
@@ -321,7 +330,7 @@ KINDS = {
     "file": Kind("folder/file.py:function", _function, ("as",)),
     "reward_model": Kind("reward_model:PATH", _reward_model, ("as", "max_length", "format")),
     "implicit": Kind("implicit:PATH+REFERENCE", _implicit, ("as", "beta", "max_length", "format")),
-    "model": Kind("model:PATH", _model, (*_ASKED, "max_length")),
+    "model": Kind("model:PATH", _model, (*_ASKED, "ask", "as", "max_length")),
     "server": Kind("server:http://127.0.0.1:8000/v1#MODEL", _server, (*_ASKED, "key", "temperature", "max_tokens")),
 }
 """Every kind by the word before the colon."""
