@@ -21,6 +21,9 @@ VERBS = {
     "annotate": "annotate",
     "aggregate": "aggregate",
     "active": "active",
+    "evaluate frontier": "evaluate_frontier",
+    "evaluate winrate": "evaluate_winrate",
+    "evaluate agreement": "evaluate_agreement",
     "report": "report",
 }
 """The module of each verb, in the order of the help. A verb may have two words."""

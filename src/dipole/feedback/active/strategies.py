@@ -18,6 +18,8 @@ from dipole.data.audit.intervals import Floats, Ints
 Strategy = Literal["random", "uncertain", "certain", "disagreed", "diverse", "change"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
+CHUNK = 256
+
 
 def random(count: int, *, seed: int = 0) -> Floats:
     """(n,) the same chance for all."""
@@ -84,29 +86,25 @@ def diverse(differences: Any, labelled: Ints | None = None, *, limit: int | None
     """
     points = differences if hasattr(differences, "multiply") else np.asarray(differences, dtype=np.float64)
     squares = _row_squares(points)
-    count = len(squares)
-    nearest = np.full(count, np.inf)
-    known = np.zeros(count, dtype=bool)
-    for place in [] if labelled is None else np.asarray(labelled).tolist():
-        nearest = np.minimum(nearest, _distances(points, squares, place))
-        known[place] = True
-    if not known.any():  # nothing to be far from: the longest difference is the farthest from no difference at all
-        nearest = squares.copy()
-    order = []
-    for _ in range(min(count - int(known.sum()), count if limit is None else limit)):
-        place = int(np.argmax(np.where(known, -np.inf, nearest)))
+    known = np.zeros(len(squares), dtype=bool)
+    # With nothing to be far from, the longest difference is the farthest from no difference at all.
+    nearest = squares.copy()
+    if labelled is not None and len(labelled):
+        known[labelled] = True
+        nearest = np.full(len(squares), np.inf)
+        for begin in range(0, len(labelled), CHUNK):
+            nearest = np.minimum(nearest, _distances(points, squares, labelled[begin : begin + CHUNK]))
+    chosen, left = known.copy(), int((~known).sum())
+    order: list[int] = []
+    for _ in range(left if limit is None else min(left, limit)):
+        place = int(np.argmax(np.where(chosen, -np.inf, nearest)))
         order.append(place)
-        known[place] = True
-        nearest = np.minimum(nearest, _distances(points, squares, place))
+        chosen[place] = True
+        nearest = np.minimum(nearest, _distances(points, squares, np.array([place])))
     rest = np.argsort(-nearest, kind="stable")
-    taken = np.zeros(count, dtype=bool)
-    taken[order] = True
-    before = np.zeros(count, dtype=bool)
-    if labelled is not None:
-        before[labelled] = True
-    ranked = [*order, *rest[~taken[rest] & ~before[rest]].tolist(), *np.flatnonzero(before).tolist()]
-    scores = np.empty(count)
-    scores[ranked] = np.arange(count, 0, -1)
+    ranking = np.concatenate([np.array(order, dtype=np.int64), rest[~chosen[rest]], np.flatnonzero(known)])
+    scores = np.empty(len(squares))
+    scores[ranking] = np.arange(len(squares), 0, -1)
     return scores
 
 
@@ -116,10 +114,14 @@ def _row_squares(points: Any) -> Floats:
     return result
 
 
-def _distances(points: Any, squares: Floats, place: int) -> Floats:
-    """(n,) squared distances of ±x from one of them."""
-    row = points[[place]]
-    products = points @ row.T
-    along = np.asarray(products.toarray() if hasattr(products, "toarray") else products).ravel()
-    result: Floats = np.maximum(squares + squares[place] - 2 * np.abs(along), 0.0)
+def _distances(points: Any, squares: Floats, places: Ints) -> Floats:
+    """(n,) squared distance of ±x from the nearest of some of them."""
+    rows = points[places]
+    if len(places) == 1:
+        along = (points @ (rows.toarray() if hasattr(rows, "toarray") else rows).ravel())[:, None]
+    else:
+        products = points @ rows.T
+        along = products.toarray() if hasattr(products, "toarray") else products
+    distances = squares[:, None] + squares[places][None, :] - 2 * np.abs(along)
+    result: Floats = np.maximum(distances.min(axis=1), 0.0)
     return result
