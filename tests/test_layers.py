@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "feedback": (*GROUND, "data", "policy"),
     "evaluate": (*GROUND, "data", "objective", "policy", "feedback"),
     **dict.fromkeys(
-        ("demo", "api", "iterate", "sweep"),
+        ("demo", "api", "contest", "iterate", "sweep"),
         (*GROUND, "data", "objective", "policy", "auditing", "generating", "train", "feedback", "evaluate"),
     ),
 }
@@ -70,7 +70,9 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "api": (),
     "auditing": ("torch",),
     "generating": (),
+    "contest": (),
     "iterate": ("markupsafe", "yaml"),
+    "sweep": ("numpy", "torch", "transformers", "vaderSentiment", "yaml"),
     "__init__": (),
     "__main__": (),
     "cli": (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -25,3 +26,9 @@ def write_page(text: str, page: Path) -> Path:
     draft.write_text(text, encoding="utf-8", errors="replace")
     os.replace(draft, page)
     return page
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; a bar within a cell stays one."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, ["---"] * len(columns), *rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
