@@ -6,11 +6,9 @@ completions of one prompt; the label of a pair is the share of its rater pairs t
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 
 from dipole.config import LossConfig, PeftConfig, TrainConfig
 from dipole.data.formats import save_groups
+from dipole.data.reviews import Sentence, film_reviews
 from dipole.errors import ConfigError
 from dipole.evaluate.measure import measure_run
 from dipole.evaluate.report import write_report
@@ -36,15 +35,6 @@ GROUPS_PER_STEP = 8
 STEPS = 10
 HELD_OUT_GROUPS = 12
 SAMPLES = 48
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sentence:
-    """A film-review sentence and what people made of it, from −4 to 4."""
-
-    id: str
-    text: str
-    ratings: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +98,7 @@ def demo_config(model: str, data: Path, output: Path, seed: int) -> TrainConfig:
 
 def load_sentences() -> list[Sentence]:
     """The shipped sentences within ``WORDS``."""
-    packed = resources.files("dipole").joinpath("assets/movie_reviews.jsonl.gz").read_bytes()
-    rows = [json.loads(line) for line in gzip.decompress(packed).decode("utf-8").splitlines()]
-    sentences = [Sentence(id=row["id"], text=row["text"], ratings=tuple(row["ratings"])) for row in rows]
-    return [sentence for sentence in sentences if WORDS[0] <= len(sentence.text.split()) <= WORDS[1]]
+    return film_reviews(words=WORDS)
 
 
 def review_groups(sentences: Sequence[Sentence], *, seed: int) -> list[Group]:

@@ -10,11 +10,12 @@ Shapes: B rollouts, L tokens of the longest. A (B, L) tensor has a number a toke
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -296,9 +297,10 @@ def learn(ppo: PPO, rollouts: Rollouts) -> dict[str, float]:
         part["lr"] = config.learning_rate * (1 - ppo.step / config.steps)
     clipped, errors = [], []
     for epoch in range(config.epochs):
-        shuffled = np.random.default_rng((config.seed, ppo.step, epoch)).permutation(len(rollouts.groups))
-        for start in range(0, len(shuffled), config.minibatch_size):
-            index = [int(i) for i in shuffled[start : start + config.minibatch_size]]
+        count = len(rollouts.groups)
+        shuffled = random.Random(f"{config.seed} {ppo.step} {epoch}").sample(range(count), count)
+        for start in range(0, count, config.minibatch_size):
+            index = shuffled[start : start + config.minibatch_size]
             logps, values, there = look_at(ppo, [rollouts.groups[i] for i in index])
             width = there.shape[1]
             old_logps, old_values, advantage, target = (
@@ -310,7 +312,7 @@ def learn(ppo: PPO, rollouts: Rollouts) -> dict[str, float]:
             outside = ((logps - old_logps).exp() - 1).abs() > config.clip
             clipped.append(float(outside[there].float().mean()))
             errors.append(float(error.detach()[there].mean()))
-    return {"clipped": float(np.mean(clipped)), "value_error": float(np.mean(errors))}
+    return {"clipped": fmean(clipped), "value_error": fmean(errors)}
 
 
 def _descend(ppo: PPO, loss: Tensor) -> None:
