@@ -26,6 +26,8 @@ Hints = Mapping[str, Any]
 _BUILT_IN = ("help", "config", "print_config")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp")}
 _LONG_HINT = 120
+MOST_BYTES = 2**20
+"""Of a file of options; reading YAML takes a minute for what JSON takes a second for."""
 
 
 def parse(kind: type[T], argv: Sequence[str], *, prog: str, example: str, positional: Sequence[str] = ()) -> T:
@@ -200,6 +202,8 @@ def _check_file(path: Path, hints: Hints, prog: str) -> dict[str, str]:
         ConfigError: it can't be read, or an option is unknown, given twice, or no plain value.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError("is too large to be a file of options", where=f"--config {path}")
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except yaml.MarkedYAMLError as fault:
         line = f":{fault.problem_mark.line + 1}" if fault.problem_mark else ""

@@ -23,6 +23,7 @@ from dipole.errors import ConfigError
 from dipole.policy import locate
 from dipole.policy.load import fingerprint, load_model, load_tokenizer, max_positions
 from dipole.policy.locate import Allowed, check_weights
+from dipole.train.trainers import DPOTrainer
 
 sys.path.append(str(Path(__file__).parent.parent / "train"))
 from tiny_runs import prepared, tiny_config, write_groups
@@ -343,6 +344,14 @@ def test_a_model_without_some_of_its_weights_is_refused(folder: Path) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert "1 of its weights are missing: model.layers.1.mlp.up_proj.weight" in refused(folder)
+
+
+def test_a_reference_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(ConfigError, match="it embeds 61 tokens and the model 64") as caught:
+        DPOTrainer(build_model(64), ref_model=build_model(61))
+    assert caught.value.where == "ref_model"
+    assert "the model's tokenizer" in (caught.value.remedy or "")
+    assert DPOTrainer(build_model(64), ref_model=build_model(64)).reference is not None
 
 
 @pytest.mark.parametrize("spoilt", ["config.json", "tokenizer.json", "model.safetensors"])
