@@ -60,6 +60,32 @@ def test_two_processes_one_and_two_again_do_what_one_does(
     assert_same(tmp_path / "run", straight)
 
 
+def test_divided_weights_go_on_whole_and_divided_again(
+    straight: Path, tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    config = options(tiny_folder, data, tmp_path / "run", eval_every=2)
+    divided = {"sharding": "fsdp"}
+    ended = fork(config | divided, ranks=2, events=[kill_at(3), kill_at(3, rank=1)], timeout=60)
+    assert ended.statuses == [-9, -9], ended.said
+    assert valid_steps(tmp_path / "run") == [2, 1]
+    assert fork(config | {"resume": True}, events=[kill_at(3)]).status == -9  # two further steps
+    assert valid_steps(tmp_path / "run") == [4, 3]
+    ended = fork(config | divided | {"resume": True}, ranks=2)
+    assert ended.statuses == [0, 0], ended.said
+    assert_same(tmp_path / "run", straight)
+
+
+def test_when_one_of_two_with_divided_weights_is_killed_the_other_ends_with_a_fault(
+    tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    event = {"at": "dipole.train.forward.token_values", "call": 3, "when": "before", "signals": [signal.SIGKILL]}
+    config = options(tiny_folder, data, tmp_path / "run", num_epochs=1, sharding="fsdp")
+    ended = fork(config, ranks=2, events=[event | {"rank": 1}], timeout=60)
+    assert ended.statuses == [4, -9], ended.said
+    assert "process 0 of 2" in ended.said[0]
+    assert "Traceback" not in ended.said[0]
+
+
 def test_another_token_budget_goes_on_with_the_same_data(
     straight: Path, tiny_folder: Path, data: Path, tmp_path: Path
 ) -> None:

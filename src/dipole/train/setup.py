@@ -125,6 +125,7 @@ def prepare(
         load=lambda: load_policy(config, accelerator, ranks),
     )
     _save_memory(policy, config, progress)
+    put_apart(policy)  # or the optimizer would be given weights that were put together for the passes above
     return Run(
         config=config,
         output=Path(config.output),
