@@ -126,33 +126,34 @@ def test_eight_people_at_once(tmp_path: Path) -> None:
     servers = Servers(tmp_path, votes_per_pair=overlap)
     said = servers.start()
     problems: list[str] = []
-    times: list[float] = []
+    finished: list[str] = []
 
     def judge(name: str) -> None:
         draw = random.Random(name)
-        with person(said, name) as client:
-            desk = client.post("/api/pairs", json={}).json()
-            while desk["left"]:
-                if not desk["pairs"]:
-                    time.sleep(0.02)
-                    desk = client.post("/api/pairs", json={}).json()
-                    continue
-                start = time.perf_counter()
-                values = {"id": event(), "key": desk["pairs"][0]["key"], "choice": draw.choice(["left", "right"])}
-                reply = client.post("/api/vote", json=values | {"ms": 1})
-                times.append(time.perf_counter() - start)
-                desk = reply.json()
-                if reply.status_code != 200:
-                    problems.append(reply.text)
-                    return
+        client = person(said, name)
+        desk = client.post("/api/pairs", json={}).json()
+        deadline = time.monotonic() + 300
+        while desk["left"] and time.monotonic() < deadline:
+            if not desk["pairs"]:  # others hold the last ones
+                time.sleep(0.1)
+                desk = client.post("/api/pairs", json={}).json()
+                continue
+            values = {"id": event(), "key": desk["pairs"][0]["key"], "choice": draw.choice(["left", "right"]), "ms": 1}
+            reply = client.post("/api/vote", json=values)
+            if reply.status_code != 200:
+                problems.append(reply.text)
+                return
+            desk = reply.json()
+        finished.append(name)
 
     people = [threading.Thread(target=judge, args=(f"person {number}",)) for number in range(8)]
     for one in people:
         one.start()
     for one in people:
-        one.join(timeout=500)
+        one.join(timeout=400)
     servers.close()
     assert not problems
+    assert len(finished) == 8
     with open_store(str(tmp_path / "votes.db")).read() as connection:
         votes = current_votes(connection)
     by_pair = Counter(vote.pair_id for vote in votes)
@@ -160,7 +161,6 @@ def test_eight_people_at_once(tmp_path: Path) -> None:
     assert set(by_pair.values()) == {overlap}
     assert len({(vote.pair_id, vote.annotator) for vote in votes}) == overlap * pairs
     assert len({vote.annotator for vote in votes}) == 8, "everybody had something to do"
-    assert len(times) == overlap * pairs
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])

@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -142,6 +143,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._turn = threading.Lock()
         if engine.dialect.name == "sqlite":
             self._reader = engine.execution_options(begin="BEGIN")
             self._writer = engine.execution_options(begin="BEGIN IMMEDIATE")
@@ -160,9 +162,10 @@ class Store:
         """A connection that nobody else writes beside; what it wrote is on the disk when the block ends, or nothing is.
 
         Raises:
-            sqlalchemy.exc.OperationalError: another writer didn't let go in time, or the disk is full.
+            sqlalchemy.exc.OperationalError: another process didn't let go in time, or the disk is full.
         """
-        with self._writer.begin() as connection:
+        # SQLite's own waiting is a loop of short sleeps, in which an unlucky thread may never get its turn.
+        with self._turn, self._writer.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_TURN)))
             yield connection
