@@ -161,6 +161,7 @@ def head_parameters(head: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 def _settings(config: PeftConfig, task: str) -> Settings:
     """PEFT's own settings of a fresh adapter for one of its task types."""
+    count: Any = config.num_virtual_tokens
     match config.method:
         case "ia3":
             return IA3Config(
@@ -168,14 +169,10 @@ def _settings(config: PeftConfig, task: str) -> Settings:
             )
         case "prefix_tuning":
             return PrefixTuningConfig(
-                task_type=task,
-                num_virtual_tokens=config.num_virtual_tokens,
-                prefix_projection=config.prefix_projection,
+                task_type=task, num_virtual_tokens=count, prefix_projection=config.prefix_projection
             )
         case "prompt_tuning":
-            return PromptTuningConfig(
-                task_type=task, num_virtual_tokens=config.num_virtual_tokens, prompt_tuning_init="SAMPLE_VOCAB"
-            )
+            return PromptTuningConfig(task_type=task, num_virtual_tokens=count, prompt_tuning_init="SAMPLE_VOCAB")
     assert config.rank is not None
     default = RSLORA_ALPHA if config.method == "rslora" else 2 * config.rank
     return LoraConfig(

@@ -48,7 +48,7 @@ def load_model(
         quantized = {"quantization_config": four_bit(dtype), "device_map": {"": str(four_bits_on)}}
     with quietly():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 place.source,
                 dtype=dtype,
                 use_safetensors=None if allowed.pickle_weights else True,
@@ -59,6 +59,7 @@ def load_model(
             )
         except (OSError, ValueError, SafetensorError, UnpicklingError) as fault:
             raise _not_loadable("model", name, fault) from fault
+    model, info = found
     if missing := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ConfigError(
             f"{len(missing)} of its weights are missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",

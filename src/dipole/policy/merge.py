@@ -93,10 +93,10 @@ def _merged(adapted: Any, where: str) -> nn.Module:
 
 def _untie(model: Any) -> None:
     """Gives the head weights of its own where an adapter changes it or the embeddings, and they have one tensor."""
-    modules = [model.get_output_embeddings(), model.get_input_embeddings()]
+    modules: list[Any] = [model.get_output_embeddings(), model.get_input_embeddings()]
     if not any(isinstance(module, BaseTunerLayer) for module in modules):
         return
-    head, words = (module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules)
+    head, words = (getattr(module, "base_layer", module) for module in modules)
     if head.weight is words.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False

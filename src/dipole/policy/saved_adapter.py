@@ -139,7 +139,7 @@ class SavedAdapter:
         """
         try:
             weights = load_file(self.folder / WEIGHTS)
-            found = set_peft_model_state_dict(model, weights, adapter_name=name)
+            found: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
         except (SafetensorError, RuntimeError, KeyError) as fault:
             raise self._misfit(str(fault).splitlines()[0]) from fault
         if self.settings.is_prompt_learning:

@@ -90,9 +90,10 @@ def virtual_tokens(model: nn.Module) -> VirtualTokens | None:
             remedy=f"It computes {', '.join(KINDS)}, and those that change weights",
         )
     count: int = config.num_virtual_tokens
+    prompt: Any = model.get_prompt(1)
     if config.peft_type != "PREFIX_TUNING":
-        return VirtualTokens(count=count, embeddings=model.get_prompt(1)[0])
-    past = [(layer.keys, layer.values) for layer in model.get_prompt(1).layers]
+        return VirtualTokens(count=count, embeddings=prompt[0])
+    past = [(layer.keys, layer.values) for layer in prompt.layers]
     if any(key is None or key.shape[2] != count for key, _ in past):
         raise ConfigError(
             f"not all layers of {type(model.get_base_model()).__name__} take a prefix of {count} virtual tokens",
