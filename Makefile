@@ -16,7 +16,7 @@ help:
 	@echo "make setup   build .venv with the pinned packages (PYTHON=... names another Python, 3.11 or newer)"
 	@echo "make demo    train a small real model on real preferences, with a report (RUN=$(RUN) is its folder)"
 	@echo "make test    run all tests"
-	@echo "make faults  kill training some hundred times, at every point of a save and at random (make test: 20 times)"
+	@echo "make faults  kill training and the page of comparisons some hundred times each (make test: 20 times)"
 	@echo "make lint    check style, format and types"
 	@echo "make bench   run benchmarks/*.py (there are $(words $(BENCHMARKS)) so far)"
 	@echo "make docs    run docs/*.py, which write pages from the code (there are $(words $(GENERATORS)) so far)"
@@ -41,7 +41,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest
 
 faults: $(READY)
-	@FAULTS=long $(BIN)/python -m pytest --timeout 3000 tests/faults
+	@FAULTS=long $(BIN)/python -m pytest --timeout 3000 tests/faults tests/feedback/test_studio_kills.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,20 +15,21 @@ PROMPT = "Why is the sky blue, but red at sunset? Explain it to a ten-year-old."
 ANSWERS = (
     "Sunlight looks white, but it is **all colours mixed together**.\n\n"
     "1. Air scatters blue light far more than red light, so blue comes at you from every side of the sky.\n"
-    "2. At sunset the light travels through *much more* air. Nearly all of the blue has been scattered away by then, and "
+    "2. At sunset the light travels through *much more* air. Nearly all of the blue has been scattered away, and "
     "what is left to reach your eyes is orange and red.\n\n"
     "Try it: shine a torch through a glass of water with a drop of milk in it. From the side it looks bluish, from the "
     "far end yellow.",
-    "The sky is blue because of Rayleigh scattering, whose strength goes as the inverse fourth power of the wavelength:\n\n"
+    "The sky is blue because of Rayleigh scattering, which goes as the inverse fourth power of the wavelength:\n\n"
     "```\nI ∝ 1 / λ⁴\n```\n\n"
-    "Light of 450 nm is therefore scattered about five times as strongly as light of 680 nm. At sunset the path through "
+    "So light of 450 nm is scattered about five times as strongly as light of 680 nm. At sunset the path through "
     "the atmosphere is longer, and the direct light has lost its short wavelengths.",
 )
 
 
 def main() -> None:
+    """Judges two dozen pairs, and photographs the next."""
     if browser_path() is None:
-        print("There is no Chromium here, so the picture stays as it is.")
+        sys.stderr.write("There is no Chromium here, so the picture stays as it is.\n")
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = [

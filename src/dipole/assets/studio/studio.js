@@ -81,7 +81,10 @@ function saveKeys() {
 
 const keyName = (event) =>
   event.key.length === 1 ? event.key.toLowerCase() : (event.shiftKey ? "Shift+" : "") + event.key;
-const keySign = (key) => key.replace(/^Shift\+/, "⇧").replace(/[A-Z]\w+$| $/, (name) => SIGNS[name] ?? name).replace(/^[a-z]$/, (c) => c.toUpperCase());
+const keySign = (key) => {
+  const [, shift, name] = /^(Shift\+)?(.+)$/.exec(key);
+  return (shift ? "⇧" : "") + (SIGNS[name] ?? (name.length === 1 ? name.toUpperCase() : name));
+};
 
 /** The action that a key press stands for; none while someone types, or where the key means something else. */
 function actionOf(event) {
@@ -106,7 +109,11 @@ function showKeys() {
     ...Object.entries(ACTIONS).map(([action, { words }]) => {
       const row = document.createElement("li");
       const button = document.createElement("button");
-      const caps = keys.of[action].map((key) => Object.assign(document.createElement("kbd"), { textContent: keySign(key) }));
+      const caps = keys.of[action].map((key) => {
+        const cap = document.createElement("kbd");
+        cap.textContent = keySign(key);
+        return cap;
+      });
       button.type = "button";
       button.dataset.key = action;
       button.append(...(caps.length ? caps : ["none"]));
@@ -186,7 +193,7 @@ class Desk {
 
   /** Takes over what the server says lies before this person, less what was answered and isn't sent yet. */
   accept({ pairs, answered, left }) {
-    const waiting = new Set(this.outbox.all().map((event) => event.key));
+    const waiting = new Set(this.outbox.all().flatMap((event) => event.key ?? []));
     const held = new Set(pairs.map((pair) => pair.key));
     for (const key of this.texts.keys()) if (!held.has(key)) this.texts.delete(key);
     for (const pair of pairs) {
@@ -210,7 +217,7 @@ class Desk {
     this.shown = key;
     for (const id of ["pair", "dock"]) element(id).hidden = key === undefined;
     element("empty").hidden = key !== undefined;
-    if (key === undefined) return this.showEmpty();
+    if (key === undefined) return this.showEmpty(wasShown);
     const pair = this.texts.get(key);
     for (const part of ["prompt", "left", "right"]) fill(element(`${part}-text`), pair[part]);
     this.looked = 0;
@@ -221,13 +228,14 @@ class Desk {
     if (wasShown !== null) element("prompt").focus({ preventScroll: true });
   }
 
-  showEmpty() {
+  showEmpty(wasShown) {
     const [title, words] = element("empty").children;
+    const pairs = `${this.answered.toLocaleString("en")} ${this.answered === 1 ? "pair" : "pairs"}`;
     title.textContent = this.left ? "Nothing for you just now" : "That's all. Thank you!";
     words.textContent = this.left
       ? "Others are looking at the last pairs. What they leave comes to you; this page looks again by itself."
-      : `You answered ${this.answered.toLocaleString("en")} ${this.answered === 1 ? "pair" : "pairs"}. New ones appear here by themselves.`;
-    element("empty").focus();
+      : `You answered ${pairs}. New ones appear here by themselves.`;
+    if (wasShown) element("empty").focus();
     clearTimeout(this.again);
     this.again = setTimeout(() => this.shown === undefined && this.ask(), 5_000);
   }
@@ -272,9 +280,9 @@ class Desk {
     this.flush();
   }
 
-  /** Sends what waits, one after the other; of several tabs, one at a time where the browser can hold them apart. */
+  /** Sends what waits, one after the other. */
   flush() {
-    this.sending ??= (navigator.locks?.request.bind(navigator.locks, this.outbox.prefix) ?? ((work) => work()))(() => this.sendAll())
+    this.sending ??= oneAtATime(this.outbox.prefix, () => this.sendAll())
       .catch((fault) => this.failed(fault))
       .finally(() => {
         this.sending = null;
@@ -303,14 +311,16 @@ class Desk {
   }
 
   failed(fault) {
+    this.tries += 1;
     const count = this.outbox.all().length;
-    const kept = count ? ` ${count === 1 ? "1 answer is" : `${count} answers are`} kept in this browser and will be sent.` : "";
-    if (fault instanceof Refusal && fault.status === 403) return notice(`Please come in again: ${fault.message}.${kept}`);
+    const answers = count === 1 ? "1 answer is" : `${count} answers are`;
+    const kept = count ? ` ${answers} kept in this browser and will be sent.` : "";
+    if (fault.status === 403) return notice(`Please come in again: ${fault.message}.${kept}`);
     const why = fault instanceof Refusal ? fault.message : "the server can't be reached";
     notice(`Not saved yet: ${why}.${kept} Trying again by itself.`);
     clearTimeout(this.later);
-    this.later = setTimeout(() => this.outbox.all().length && this.flush(), 1000 * RETRY[Math.min(this.tries, RETRY.length - 1)]);
-    this.tries += 1;
+    const seconds = RETRY[Math.min(this.tries, RETRY.length) - 1];
+    this.later = setTimeout(() => this.outbox.all().length && this.flush(), 1000 * seconds);
   }
 
   hiddenOrSeen() {
@@ -320,6 +330,11 @@ class Desk {
       if (Date.now() - this.asked > 60_000) this.ask(); // another tab may have been used meanwhile
     }
   }
+}
+
+/** Works while no other tab works under that name, where the browser can hold them apart. */
+function oneAtATime(name, work) {
+  return navigator.locks ? navigator.locks.request(name, work) : work();
 }
 
 /** Puts a server's HTML in its place; what scrolls sideways can be reached by keyboard. */
@@ -438,14 +453,14 @@ async function enter() {
 }
 
 function host() {
+  let shown = "";
   setInterval(async () => {
     if (document.hidden) return;
     try {
       const response = await fetch("/host/live");
       if (!response.ok) throw new Error(response.statusText);
       const words = await response.text();
-      if (element("live").dataset.words !== words) element("live").innerHTML = words;
-      element("live").dataset.words = words;
+      if (shown !== words) element("live").innerHTML = shown = words;
       notice("");
     } catch {
       notice("The server can't be reached; this is how it was.");
