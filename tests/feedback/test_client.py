@@ -175,8 +175,10 @@ def test_a_question_that_is_refused_isn_t_asked_again(server: FakeServer, act: A
 
 def test_a_huge_body_is_cut_off(server: FakeServer) -> None:
     server.script = [respond(200, reply_json("x" * 6_000_000))]
+    client = client_of(server)
     with pytest.raises(Refused, match="larger"):
-        client_of(server).complete(CHAT, max_tokens=9)
+        client.complete(CHAT, max_tokens=900)
+    assert client.budget.spent().tokens > 900, "it may be billed"
 
 
 def test_a_long_answer_is_an_answer(server: FakeServer) -> None:
@@ -422,7 +424,15 @@ def test_a_key_is_given_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://host/v1", "http:///v1", "http://me:secret@host/v1", "http://h/v1?key=1"]
+    "url",
+    [
+        "127.0.0.1:8000",
+        "ftp://host/v1",
+        "http:///v1",
+        "http://me:secret@host/v1",
+        "ftp://me:secret@host/v1",
+        "http://h/v1?key=1",
+    ],
 )
 def test_urls_that_are_none_or_hold_secrets(url: str) -> None:
     with pytest.raises(ConfigError) as caught:

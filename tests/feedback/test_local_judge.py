@@ -127,17 +127,17 @@ def test_grades_are_log_odds_averaged_by_weight(folder: Path, monkeypatch: pytes
     assert alone[0] != alone[1]
     assert grades(warm, short) == pytest.approx([(3 * a + b) / 4 for a, b in zip(*alone, strict=True)], abs=1e-5)
     chat = grading_messages("Be warm.", GROUPS[0].prompt, GROUPS[0].completions[0].text)
-    logps = local.option_logps({"k": local.chat_ids(chat)}, [local.text_ids("Yes"), local.text_ids("No")])["k"]
+    logps = local.option_logps({"k": local.chat_ids([chat])[0]}, [local.text_ids("Yes"), local.text_ids("No")])["k"]
     assert alone[0][0] == pytest.approx(logps[0] - logps[1], abs=1e-5)
 
 
 def test_asking_each_gives_ratings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language_model, "LEAST_MASS", 0.0)
     long = group("long", "a", "b" * 5000)
-    judged = list(judge_groups(open_judge(f"model:{folder}?ask=each"), [GROUPS[0], long]))
+    judged = list(judge_groups(open_judge(f"model:{folder}?ask=each"), [GROUPS[0], long], max_invalid=0.5))
     assert [[judgment.indices() for judgment in item.judgments] for item in judged] == [[(0,), (1,)], [(0,)]]
     monkeypatch.setattr(language_model, "LEAST_MASS", 1.1)
-    (judged_again,) = judge_groups(open_judge(f"model:{folder}?ask=each"), [GROUPS[0]])
+    (judged_again,) = judge_groups(open_judge(f"model:{folder}?ask=each"), [GROUPS[0]], max_invalid=1.0)
     assert judged_again.judgments == ()
 
 

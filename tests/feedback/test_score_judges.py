@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from conftest import build_model, build_tokenizer
 from dipole.data.reduce import pair_labels
 from dipole.errors import ConfigError, JudgeError
-from dipole.feedback.judge import all_pairs, judge_groups
+from dipole.feedback.judge import Tally, all_pairs, judge_groups
 from dipole.feedback.registry import open_judge
 from dipole.group import Comparison, Completion, Group, Rating
 
@@ -249,3 +249,14 @@ def test_what_doesn_t_fit_has_no_score(tiny_folder: Path, trained: Path) -> None
     assert judge.judge(long, [(0, 1)]) == ()
     (compared,) = open_judge(f"implicit:{trained}+{tiny_folder}?as=comparisons").judge(long, [(0, 1)])
     assert (compared.weight, compared.meta) == (0.0, {"verdict": "invalid"})
+
+
+def test_what_has_no_score_is_counted(tiny_folder: Path, trained: Path) -> None:
+    judge, tally = open_judge(f"implicit:{trained}+{tiny_folder}"), Tally()
+    fits = group("fits", "a", "b")
+    long = group("long", "a", "b", prompt="x" * 600)
+    judged = list(judge_groups(judge, [fits, long, fits], tally=tally, max_invalid=0.5))
+    assert [len(item.judgments) for item in judged] == [2, 0, 2]
+    assert (tally.judgments, tally.unscored, tally.invalid) == (4, 2, 0)
+    with pytest.raises(JudgeError, match="2 of 4 answers couldn't be scored"):
+        list(judge_groups(judge, [fits, long]))

@@ -134,7 +134,7 @@ def check_judge(
         _empty(answers("empty answers", empty)),
         _injection(plainly, answers("injected instructions", list(attacked(pairs, plainly)))),
         *([_people(people, plainly)] if any(p is not None for p in people) else []),
-        _at_most("validity", "pairs without a valid verdict", tally.invalid, tally.comparisons, MAX_INVALID),
+        _validity(tally),
     ]
 
 
@@ -269,6 +269,11 @@ def _people(people: Sequence[float | None], plainly: Sequence[float | None]) -> 
     agreed = sum(0.5 if q == 0.5 else float((p > 0.5) == (q > 0.5)) for p, q in decided)
     check = _check("people", "pairs judged as people did, ties counting half", agreed, len(decided))
     return replace(check, passed=check.high > 0.5 if len(decided) >= ENOUGH else None, limit="above 50 %")
+
+
+def _validity(tally: Tally) -> Check:
+    missing, asked = tally.invalid + tally.unscored, tally.comparisons + tally.unscored
+    return _at_most("validity", "pairs without a verdict, answers without a score", missing, asked, MAX_INVALID)
 
 
 def _side(p: float) -> int:

@@ -49,6 +49,10 @@ class Refused(Exception):
     """The server won't answer this question, and wouldn't if it were asked again. The text says why."""
 
 
+class _TooLarge(Refused):
+    """It did answer, at such length that the answer is of no use; whatever that costs has been spent."""
+
+
 class _Unanswered(Exception):
     """No reply this time; another try may help.
 
@@ -129,12 +133,12 @@ class ChatClient:
         sleep: Callable[[float], object] = sleep,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"'{url}' is no URL of a server", remedy="Write it as http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query:
             raise ConfigError(
                 "the URL holds more than an address", remedy="Keys go into an environment variable: ?key=NAME"
             )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"'{url}' is no URL of a server", remedy="Write it as http://127.0.0.1:8000/v1")
         self.url, self.model = url.rstrip("/"), model
         self._endpoint = f"{self.url}/chat/completions"
         self.cache = cache or Cache()
@@ -213,7 +217,8 @@ class ChatClient:
                 _check_status(status, headers, text, self.url)
                 reply = _read_reply(text, headers, self.url)
             except Refused as fault:
-                booking.refused(str(fault))
+                if not isinstance(fault, _TooLarge):
+                    booking.refused(str(fault))
                 raise
             except _Unanswered as fault:
                 if fault.refused:
@@ -237,7 +242,7 @@ class ChatClient:
                 for piece in response.iter_bytes():
                     received += piece
                     if len(received) > MAX_REPLY_BYTES:
-                        raise Refused(f"the reply is larger than {MAX_REPLY_BYTES:,} bytes")
+                        raise _TooLarge(f"the reply is larger than {MAX_REPLY_BYTES:,} bytes")
                     if monotonic() > end:
                         raise _Unanswered(f"the reply took longer than {seconds:.3g} s")
         except httpx2.ConnectError as fault:

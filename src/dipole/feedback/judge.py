@@ -86,6 +86,7 @@ class Tally:
         ties: comparisons at ½, those of two bad answers included.
         both_bad: comparisons in which neither answer was acceptable.
         invalid: comparisons without a verdict; they have no weight and are no ties.
+        unscored: completions that were to be judged and of which nothing was said, as where they are too long.
         talks_to_judges: comparisons in which an answer seems to address the judge.
     """
 
@@ -94,12 +95,15 @@ class Tally:
     ties: int = 0
     both_bad: int = 0
     invalid: int = 0
+    unscored: int = 0
     talks_to_judges: int = 0
 
-    def add(self, judgments: Iterable[Judgment]) -> None:
-        """Counts them."""
+    def add(self, judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> None:
+        """Counts the judgments of a group, of which these pairs were asked about."""
+        spoken_of = {position for judgment in judgments for position in judgment.indices()}
+        self.unscored += len({position for pair in pairs for position in pair} - spoken_of)
+        self.judgments += len(judgments)
         for judgment in judgments:
-            self.judgments += 1
             if not isinstance(judgment, Comparison):
                 continue
             invalid = is_invalid(judgment)
@@ -110,21 +114,23 @@ class Tally:
             self.talks_to_judges += "talks_to_judges" in judgment.meta
 
     def check(self, most_invalid: float, *, least: int) -> None:
-        """Stops where too many pairs have no verdict.
+        """Stops where the judge had too little to say.
 
         Args:
-            most_invalid: the largest share.
-            least: how many comparisons there have to be, or chance would decide.
+            most_invalid: the largest share of verdicts that may be invalid, or completions unscored.
+            least: how many there have to be, or chance would decide.
 
         Raises:
             JudgeError: there are more.
         """
-        if self.comparisons >= least and self.invalid > most_invalid * self.comparisons:
+        missing, asked = self.invalid + self.unscored, self.judgments + self.unscored
+        if asked >= least and missing > most_invalid * asked:
+            what = "pairs have no valid verdict" if self.invalid else "answers couldn't be scored"
             raise JudgeError(
-                f"{self.invalid} of {self.comparisons} pairs have no valid verdict",
+                f"{missing} of {asked} {what}",
                 where="--judge",
-                remedy="See their reasons in the output; use a more capable judge or a shorter rubric, or raise "
-                f"--max_invalid (now {most_invalid:g})",
+                remedy="See the reasons in the output; use a more capable judge, or one that takes longer texts, or "
+                f"raise --max_invalid (now {most_invalid:g})",
             )
 
 
@@ -158,17 +164,17 @@ def judge_groups(
         JudgeError: the judge can't go on, or too many pairs have no verdict. Every group before has been yielded.
     """
     progress, tally = progress or Silent(), tally or Tally()
-    waiting: deque[Group] = deque()
+    waiting: deque[Task] = deque()
 
     def tasks() -> Iterator[Task]:
         for group in groups:
-            waiting.append(group)
-            yield group, tuple(pairs(group))
+            waiting.append((group, tuple(pairs(group))))
+            yield waiting[-1]
 
     many = judge.judge_many(tasks()) if isinstance(judge, BatchJudge) else _one_by_one(judge, tasks())
     for judgments in many:
-        group = waiting.popleft()
-        tally.add(judgments)
+        group, asked = waiting.popleft()
+        tally.add(judgments, asked)
         yield replace(group, judgments=(*group.judgments, *judgments))
         progress.advance(note=f"{tally.invalid} without a verdict" if tally.invalid else "")
         tally.check(max_invalid, least=ENOUGH)

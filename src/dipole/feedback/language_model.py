@@ -132,7 +132,7 @@ class LogitReader:
         return [None if known[key] is None else (known[key][0], known[key][1]) for key in keys]
 
     def _ask(self, chats: Mapping[str, Sequence[Message]]) -> dict[str, list[float]]:
-        ids = {key: self._model.chat_ids(chat, begin=self._begin) for key, chat in chats.items()}
+        ids = dict(zip(chats, self._model.chat_ids(list(chats.values()), begin=self._begin), strict=True))
         room = self._model.max_length - max(map(len, self._options))
         return self._model.option_logps({key: row for key, row in ids.items() if len(row) <= room}, self._options)
 
@@ -248,10 +248,6 @@ class LanguageModelJudge:
                 yield self._judgments(group, pairs, collected)
                 collected = []
         yield from (() for _ in waiting)
-
-    def num_questions(self, tasks: Iterable[Task]) -> int:
-        """How many questions these are, before any has to be repaired."""
-        return sum(self._num_questions(len(pairs)) for _, pairs in tasks)
 
     def _num_questions(self, num_pairs: int) -> int:
         return 2 * num_pairs * len(self._constitution.principles)

@@ -5,7 +5,7 @@ Everything goes through ``policy.logprobs``: a prompt is computed once for all o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -62,14 +62,14 @@ class LocalModel:
             }
         )
 
-    def chat_ids(self, messages: Sequence[Message], begin: str = "") -> tuple[int, ...]:
-        """Tokens of a chat up to where the assistant speaks, and of the beginning of what it says.
+    def chat_ids(self, chats: Sequence[Sequence[Message]], begin: str = "") -> list[tuple[int, ...]]:
+        """Tokens of chats up to where the assistant speaks, and of the beginning of what it says.
 
         Without a chat template the messages are plain paragraphs.
         """
-        chat = tuple(messages) if self.tokenizer.chat_template else f"{plain(tuple(messages))}\n\n"
-        (ids,) = prompt_token_ids([chat], self.tokenizer, "as_is")
-        return (*ids, *self.text_ids(begin))
+        has_template = bool(self.tokenizer.chat_template)
+        prompts = [tuple(chat) if has_template else f"{plain(tuple(chat))}\n\n" for chat in chats]
+        return [(*ids, *self.text_ids(begin)) for ids in prompt_token_ids(prompts, self.tokenizer, "as_is")]
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of a text that goes on."""
@@ -106,7 +106,7 @@ class LocalModel:
 
     def write(self, messages: Sequence[Message], sampling: Sampling) -> str | None:
         """What the model answers to a chat; ``None`` where the chat is too long for it."""
-        ids = self.chat_ids(messages)
+        (ids,) = self.chat_ids([messages])
         if len(ids) + sampling.max_new_tokens > self.max_length:
             return None
         (written,) = sample(self.policy, self.tokenizer, [ids], sampling)
@@ -115,23 +115,28 @@ class LocalModel:
 
 def as_tokens(
     groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions
-) -> Iterator[TokenizedGroup]:
+) -> list[TokenizedGroup]:
     """All completions of each group as training sees them, with the group's place in the list as id.
 
-    ``facts["position"]`` says which completions are left after cuts. Groups of which nothing fits are left out.
+    ``facts["position"]`` says which completions are left after cuts. Groups of which nothing fits, or whose messages
+    the chat template refuses, are left out.
     """
+    labeled = []
     for number, group in enumerate(groups):
         positions = tuple(range(len(group.completions)))
         relations = tuple(UnaryRelation(i, desirable=True) for i in positions)
-        try:
-            (tokenized,), _ = tokenize_groups(
-                [LabeledGroup(replace(group, id=str(number)), relations, facts={"position": positions})],
-                tokenizer,
-                options,
-            )
-        except DataError:
-            continue
-        yield tokenized
+        labeled.append(LabeledGroup(replace(group, id=str(number)), relations, facts={"position": positions}))
+    try:
+        return tokenize_groups(labeled, tokenizer, options)[0]
+    except DataError:  # said of one of them, or of all
+        return [found for item in labeled for found in _alone(item, tokenizer, options)]
+
+
+def _alone(labeled: LabeledGroup, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> list[TokenizedGroup]:
+    try:
+        return tokenize_groups([labeled], tokenizer, options)[0]
+    except DataError:
+        return []
 
 
 def _probe() -> PackedBatch:

@@ -92,7 +92,7 @@ class TrainedReward:
 
     def __call__(self, groups: Sequence[Group]) -> Scores:
         """The score of each completion."""
-        tokenized = list(as_tokens(groups, self._tokenizer, self._options))
+        tokenized = as_tokens(groups, self._tokenizer, self._options)
         prompts = [item.prompt_ids for item in tokenized for _ in item.completion_ids]
         completions = [ids for item in tokenized for ids in item.completion_ids]
         return _placed(groups, tokenized, iter(reward_scores(self._model, prompts, completions)))
@@ -139,7 +139,7 @@ class ImplicitReward:
 
     def __call__(self, groups: Sequence[Group]) -> Scores:
         """The implicit reward of each completion, in nats times β."""
-        tokenized = list(as_tokens(groups, self._policy.tokenizer, self._options))
+        tokenized = as_tokens(groups, self._policy.tokenizer, self._options)
         logps = self._policy.logps(tokenized)
         ref_logps = (
             self._policy.logps(tokenized, adapter=False)

@@ -167,6 +167,8 @@ def _outcome(tally: Tally) -> Iterator[str]:
     }
     if said := [f"{count:,} {words}" for words, count in counted.items() if count]:
         yield f"Of {tally.comparisons:,} pairs: {', '.join(said)}."
+    if tally.unscored:
+        yield f"{tally.unscored:,} answers couldn't be scored, most likely since they are too long."
 
 
 def _spending(opened: JudgeOptions) -> Iterator[str]:
