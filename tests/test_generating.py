@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class Scripted:
         self.asked: list[str] = []
         self.dies_after = dies_after
 
-    def sample(self, prompts: Sequence[Any], count: int) -> Iterator[Any]:
-        for number, group in reversed(prompts):
+    def sample(self, prompts: Sequence[Any], count: int, done: Collection[str]) -> Iterator[Any]:
+        for number, group in reversed([prompt for prompt in prompts if prompt[1].id not in done]):
             if len(self.asked) == self.dies_after:
                 raise KeyboardInterrupt
             self.asked.append(group.id)
@@ -123,6 +123,16 @@ def test_a_run_that_was_killed_goes_on_with_what_is_missing(tmp_path: Path) -> N
     third = Scripted()
     assert generate_groups(PROMPTS, third, output, num_completions=2) == groups
     assert third.asked == []
+
+
+def test_a_killed_run_leaves_no_trace_in_any_bit(tiny_folder: Path, tmp_path: Path) -> None:
+    options = {**SMALL, "batch_size": 6, "seed": 2}  # two prompts at a time
+    straight = dipole.generate(tiny_folder, PROMPTS, tmp_path / "straight.jsonl", **options)
+    for done in ([0], [2, 3], [0, 1, 2, 3]):
+        output = tmp_path / f"killed-{len(done)}.jsonl"
+        GrowingGroups(output.with_name(output.name + PARTIAL)).append([straight[number] for number in done])
+        dipole.generate(tiny_folder, PROMPTS, output, **options)
+        assert output.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
 
 
 def test_more_prompts_are_added_to_what_is_there(tmp_path: Path) -> None:

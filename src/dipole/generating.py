@@ -8,7 +8,7 @@ missing, completions of another model or another temperature are never taken for
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,8 +43,10 @@ class Sampler(Protocol):
     def provenance(self) -> Mapping[str, Any]:
         """What the ``meta`` of each of its completions begins with; what another has else wasn't written this way."""
 
-    def sample(self, prompts: Sequence[Prompt], count: int) -> Iterator[tuple[Prompt, tuple[Completion, ...]]]:
-        """``count`` completions of each prompt, as soon as they are there, in any order."""
+    def sample(
+        self, prompts: Sequence[Prompt], count: int, done: Collection[str]
+    ) -> Iterator[tuple[Prompt, tuple[Completion, ...]]]:
+        """``count`` completions of each prompt whose id isn't ``done``, as soon as they are there, in any order."""
 
 
 def generate_groups(
@@ -76,10 +78,10 @@ def generate_groups(
     there, growing = _already_there(output)
     _check_same(there, prompts, sampler.provenance, num_completions, where=str(output))
     done = {group.id: group for group in there}
-    missing = [(number, group) for number, group in enumerate(prompts) if group.id not in done]
+    missing = len(prompts) - len(done)
     progress.stage("Generating", total=num_completions * len(prompts))
     progress.advance(num_completions * len(done))
-    for (_, prompt), completions in sampler.sample(missing, num_completions):
+    for (_, prompt), completions in sampler.sample(list(enumerate(prompts)), num_completions, frozenset(done)):
         group = replace(prompt, completions=completions, judgments=())
         done[group.id] = group
         if growing is not None:
@@ -185,8 +187,13 @@ class LocalSampler:
         sampling = {name: value for name, value in asdict(self._sampling).items() if name != "batch_size"}
         return {"model": self._saved.fingerprint, "prompt_format": self._prompt_format, "sampling": sampling}
 
-    def sample(self, prompts: Sequence[Prompt], count: int) -> Iterator[tuple[Prompt, tuple[Completion, ...]]]:
-        """Completions of each prompt, the shortest prompts first, a batch at a time.
+    def sample(
+        self, prompts: Sequence[Prompt], count: int, done: Collection[str] = ()
+    ) -> Iterator[tuple[Prompt, tuple[Completion, ...]]]:
+        """Completions of each prompt that isn't done, the shortest prompts first, a batch at a time.
+
+        Batches are cut over all prompts, and one that was half done is done again: then it doesn't show in a single bit
+        where a run was killed.
 
         Raises:
             DataError: a prompt is empty, or leaves no room for a completion.
@@ -199,11 +206,13 @@ class LocalSampler:
         for (_, group), tokens in zip(prompts, ids, strict=True):
             self._check_room(group, len(tokens))
         order = sorted(range(len(prompts)), key=lambda index: len(ids[index]))
-        if order:
+        if len(done) < len(prompts):
             check_sampling(self._saved.policy, self._saved.tokenizer, ids[order[0]], tolerance=self._tolerance)
         at_once = max(1, self._sampling.batch_size // count)
         for start in range(0, len(order), at_once):
             part = order[start : start + at_once]
+            if all(prompts[index][1].id in done for index in part):
+                continue
             drawn = sample(
                 self._saved.policy,
                 self._saved.tokenizer,
@@ -213,6 +222,8 @@ class LocalSampler:
             )
             for place, index in enumerate(part):
                 number, group = prompts[index]
+                if group.id in done:
+                    continue
                 own = enumerate(drawn[place * count : (place + 1) * count])
                 yield (number, group), tuple(self._completion(group, item, (number, k)) for k, item in own)
 

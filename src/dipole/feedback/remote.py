@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 from dipole.errors import ConfigError, DataError
@@ -39,8 +38,10 @@ class RemoteSampler:
         sampling = {name: value for name, value in asdict(self._sampling).items() if name != "batch_size"}
         return {"model": self._client.model, "server": self._client.url, "sampling": sampling}
 
-    def sample(self, prompts: Sequence[Prompt], count: int) -> Iterator[tuple[Prompt, tuple[Completion, ...]]]:
-        """Completions of each prompt, in order, as soon as all of its own are there.
+    def sample(
+        self, prompts: Sequence[Prompt], count: int, done: Collection[str] = ()
+    ) -> Iterator[tuple[Prompt, tuple[Completion, ...]]]:
+        """Completions of each prompt that isn't done, in order, as soon as all of its own are there.
 
         Raises:
             JudgeError: the server can't be reached, or refuses every request.
@@ -54,11 +55,13 @@ class RemoteSampler:
                     where=f"group '{group.id}'",
                     remedy="Add --prompt_format chat to make it a user's message",
                 )
-        wanted = ((prompt, number) for prompt in prompts for number in range(count))
-        drawn = in_order(self._one, wanted, self._sampling.batch_size)
-        for _, own in groupby(drawn, key=lambda item: item[0][0]):
-            found = list(own)
-            yield found[0][0], tuple(completion for _, completion in found)
+        wanted = ((prompt, number) for prompt in prompts if prompt[1].id not in done for number in range(count))
+        own: list[Completion] = []
+        for prompt, completion in in_order(self._one, wanted, self._sampling.batch_size):
+            own.append(completion)
+            if len(own) == count:
+                yield prompt, tuple(own)
+                own = []
 
     def _one(self, item: tuple[Prompt, int]) -> tuple[Prompt, Completion]:
         (place, group), number = item

@@ -97,7 +97,7 @@ class IterateConfig:
     """Rounds of generate, judge, pair, train and evaluate; goes on where it was stopped."""
 
     model: str
-    """A local folder or a hub id of a causal language model: the policy of round 0."""
+    """A local folder or a hub id of a causal language model, or ``embedded``: the policy of round 0."""
     prompts: str
     """A file with prompts: rows with a prompt alone, or preferences, of which the prompts are taken."""
     output: str

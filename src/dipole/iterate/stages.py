@@ -28,6 +28,9 @@ from dipole.progress import Progress
 SELF = "self"
 """The judge that is the last round's policy."""
 
+EMBEDDED = "embedded"
+"""The small model that comes as a Python package, wherever it lies on this machine."""
+
 PER_SEED = 1_000_003
 """What seeds are multiplied by, so that rounds of different seeds never share one."""
 
@@ -51,10 +54,11 @@ class Work:
 
     def policy(self, number: int) -> tuple[str, str | None]:
         """The policy that a round ended with: a model, and its adapter if it has one."""
+        first = located(self.config.model, self.progress)
         if number == 0:
-            return self.config.model, None
+            return first, None
         final = str(self.round(number).run / "final")
-        return (final, None) if self.config.peft.method == "none" else (self.config.model, final)
+        return (final, None) if self.config.peft.method == "none" else (first, final)
 
     def seed(self, number: int) -> int:
         """Of a round."""
@@ -250,6 +254,15 @@ def judged_groups(
     return judged
 
 
+def located(model: str, progress: Progress) -> str:
+    """The folder of the embedded model; any other name as it is."""
+    if model != EMBEDDED:
+        return model
+    from dipole.policy.embedded import embedded_model
+
+    return str(embedded_model(progress))
+
+
 def open_policy(work: Work, number: int) -> SavedPolicy:
     """The policy of a round, loaded."""
     work.progress.stage("Loading the policy")
@@ -267,6 +280,8 @@ def open_named(work: Work, spelling: str, number: int) -> Judge:
     if kind == SELF:
         model, adapter = work.policy(number)
         spelling = f"model:{model if adapter is None else adapter}{question}{settings}"
+    elif kind == f"model:{EMBEDDED}":
+        spelling = f"model:{located(EMBEDDED, work.progress)}{question}{settings}"
     return open_judge(spelling, JudgeOptions(cache=work.output / "replies.sqlite"))
 
 
