@@ -35,7 +35,9 @@ _TRUST = "A template is a program: use another model, or put a template that you
 class HasTemplate(Protocol):
     """What is asked of a tokenizer; those of ``transformers`` have it."""
 
-    special_tokens_map: Any
+    @property
+    def special_tokens_map(self) -> Any:
+        """Special tokens as text, by name."""
 
     def get_chat_template(self) -> str:
         """The template, or the default one of several."""

@@ -378,9 +378,8 @@ def _reference(row: Loss, policy: Policy, ref_model: PreTrainedModel | None) -> 
         return make_reference("auto", policy, needed=row.needs_reference)
     if not row.needs_reference:
         raise ConfigError(f"{row.name} has no reference, and one is given", where="ref_model", remedy="Leave it out")
-    size, of_reference = (
-        int(model.get_input_embeddings().weight.shape[0]) for model in (policy.transformer, ref_model)
-    )
+    models: list[Any] = [policy.transformer, ref_model]
+    size, of_reference = (model.get_input_embeddings().weight.shape[0] for model in models)
     if size != of_reference:
         raise ConfigError(
             f"it embeds {of_reference} tokens and the model {size}, so their tokens aren't the same",
