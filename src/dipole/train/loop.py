@@ -151,20 +151,20 @@ def gradient(run: Run, groups: list[TokenizedGroup]) -> tuple[Mapping[str, Tenso
     Returns:
         The moving state after the step, and the step's metrics, which may not be finite.
     """
-    at_first = None if run.scale is None else run.scale.value
+    before = run.scale and (run.scale.value, run.scale.good_steps)
     while True:
         meter = Meter()
         with run.ranks.in_lockstep():
             state = backward(run, groups, meter)
             run.ranks.sum_gradients(run.policy.parameters())
             metrics = meter.means(run.ranks) | {"grad_norm": clip(run)}
-        if run.scale is None or at_first is None:
+        if run.scale is None or before is None:
             return state, metrics
         scale = {"loss_scale": run.scale.value}
         if not_finite(metrics) != ["grad_norm"]:
             return state, metrics | scale
         if run.scale.value <= 1:
-            run.scale.value = at_first  # it wasn't the scale's fault
+            run.scale.value, run.scale.good_steps = before  # it wasn't the scale's fault
             return state, metrics | scale
         run.scale.lower()
         run.optimizer.zero_grad(set_to_none=True)
