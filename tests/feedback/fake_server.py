@@ -110,6 +110,13 @@ def cut(text: str) -> Act:
     return act
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing of clients that went away."""
+
+
 class FakeServer:
     """Acts by its script, one act a request, and then by ``answer``."""
 
@@ -118,8 +125,7 @@ class FakeServer:
         self.script: list[Act] = []
         self.answer: Callable[[Call], Act] = lambda call: say("VERDICT: A")
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _Server(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
