@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -54,7 +53,7 @@ class Server:
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         assert self._process is not None
-        os.kill(self._process.pid, number)
+        self._process.send_signal(number)
         self._process.wait()
 
 

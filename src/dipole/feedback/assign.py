@@ -173,7 +173,6 @@ def _spread(pairs: Mapping[PairKey, Group]) -> dict[PairKey, float]:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectors = HashingVectorizer(n_features=2**16, alternate_sign=False)
-    first, second = (
-        vectors.transform([plain(group.completions[key[side]].text) for key, group in pairs.items()]) for side in (1, 2)
-    )
+    texts = [(plain(group.completions[i].text), plain(group.completions[j].text)) for (_, i, j), group in pairs.items()]
+    first, second = (vectors.transform(side) for side in zip(*texts, strict=True))
     return dict(zip(pairs, diverse(first - second, limit=SPREAD).tolist(), strict=True))

@@ -12,16 +12,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import sqlalchemy as sql
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from dipole.errors import DipoleError
 from dipole.feedback.active.strategies import Strategy
 from dipole.feedback.assign import PairKey, disagreement, draw, selection_probability
 from dipole.feedback.store import Store, assignment, pair, selection, vote
 from dipole.feedback.votes import side_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Row
+
+    Found = Row[*tuple[Any, ...]]  # of any columns; SQLAlchemy 2.0 can't say that when it runs
 
 Choice = Literal["left", "right", "tie", "both bad", "skip"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
@@ -202,7 +207,7 @@ class Queue:
         if row.state == "voted":
             self._count(connection, row.pair_id, -1)
 
-    def _write_event(self, connection: Connection, row: Row, id: str, now: float, ballot: Ballot | None) -> int:
+    def _write_event(self, connection: Connection, row: Found, id: str, now: float, ballot: Ballot | None) -> int:
         values = {"id": id, "assignment_id": row.id, "at": now, "supersedes": row.last, "choice": "undo"}
         if ballot is not None:
             values |= {"choice": ballot.choice, "slightly": ballot.slightly, "reason": ballot.reason, "ms": ballot.ms}
@@ -236,7 +241,7 @@ class Queue:
         )
         return Desk(tuple(map(_shown, held)), *self._progress(connection, person))
 
-    def _held(self, connection: Connection, person: int, now: float) -> list[Row]:
+    def _held(self, connection: Connection, person: int, now: float) -> list[Found]:
         """What the person holds and may still answer, the one to judge now first."""
         rows = connection.execute(
             _HELD.where(assignment.c.person_id == person, assignment.c.state == "held", pair.c.active).order_by(
@@ -245,7 +250,7 @@ class Queue:
         )
         return [row for row in rows if self._room(connection, row, now) > 0]
 
-    def _room(self, connection: Connection, row: Row, now: float) -> int:
+    def _room(self, connection: Connection, row: Found, now: float) -> int:
         """How many votes a pair still needs. Whoever let their lease on it run out comes after those who look at it."""
         needed = self.rules.votes_per_pair - int(row.votes)
         if row.expires > now:
@@ -307,7 +312,7 @@ class Queue:
         connection.execute(sql.update(pair).where(pair.c.id == row.id).values(opened=last + 1))
         return int(row.id)
 
-    def _lease(self, connection: Connection, person: int, pair_id: int, now: float) -> Row:
+    def _lease(self, connection: Connection, person: int, pair_id: int, now: float) -> Found:
         """The person's assignment of a pair. Which answer stands left is drawn the first time, and then stays."""
         own = _HELD.where(assignment.c.pair_id == pair_id, assignment.c.person_id == person)
         found = connection.execute(own).one_or_none()
@@ -335,6 +340,6 @@ class Queue:
         return int(answered or 0), int(left or 0)
 
 
-def _shown(row: Row) -> Assignment:
+def _shown(row: Found) -> Assignment:
     left, right = (row.j, row.i) if row.swapped else (row.i, row.j)
     return Assignment(row.key, row.group_id, left, right)

@@ -144,12 +144,13 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._turn = threading.Lock()
+        self._reader: Engine
+        self._writer: Engine = engine
         if engine.dialect.name == "sqlite":
             self._reader = engine.execution_options(begin="BEGIN")
             self._writer = engine.execution_options(begin="BEGIN IMMEDIATE")
         else:
             self._reader = engine.execution_options(isolation_level="REPEATABLE READ")
-            self._writer = engine
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -207,7 +208,7 @@ class Store:
             if new:
                 connection.execute(sql.insert(pair), new)
             if old:
-                changed = {name: sql.bindparam(name) for name in ("digest", "priority", "active")}
+                changed: dict[str, Any] = {name: sql.bindparam(name) for name in ("digest", "priority", "active")}
                 connection.execute(sql.update(pair).where(pair.c.id == sql.bindparam("row")).values(changed), old)
 
     def person(self, name: str) -> int:
