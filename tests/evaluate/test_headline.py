@@ -99,6 +99,10 @@ def test_the_lead_of_an_empty_manifest_is_still_a_sentence(tmp_path: Path) -> No
         ({"loss": {"name": "simpo", "beta": 2.0}}, "simpo (β = 2.0)"),
         ({"loss": {"name": "dpo", "beta": None}, "peft": {"method": "none"}}, "DPO"),
         ({"peft": {"method": "lora", "rank": 8}}, "LoRA of rank 8"),
+        ({"peft": {"method": "rslora", "rank": 8}}, "rsLoRA of rank 8"),
+        ({"peft": {"method": "prefix_tuning", "num_virtual_tokens": 4}}, "prefix tuning with 4 virtual tokens"),
+        ({"peft": {"method": "ia3"}}, "IA3"),
+        ({"peft": {"method": "none"}}, ""),
         ({}, ""),
     ],
 )

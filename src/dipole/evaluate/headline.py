@@ -11,6 +11,7 @@ from dipole.evaluate.run_folder import Measure, RunFolder
 
 Row = Mapping[str, Any]
 
+_OF_RANK = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA"}
 _ACRONYMS = ("dpo", "ipo", "kto", "orpo")
 
 
@@ -50,9 +51,17 @@ def method(config: Mapping[str, Any]) -> str:
         name, beta = str(loss["name"]), loss.get("beta")
         words = name.upper() if name in _ACRONYMS else name
         words += f" (β = {beta})" if beta is not None else ""
-    if isinstance(peft, Mapping) and peft.get("method") == "lora":
-        words += (" and " if words else "") + f"LoRA of rank {peft.get('rank')}"
-    return words
+    adapter = _adapter(peft) if isinstance(peft, Mapping) else ""
+    return " and ".join(filter(None, (words, adapter)))
+
+
+def _adapter(peft: Mapping[str, Any]) -> str:
+    method, tokens = peft.get("method"), peft.get("num_virtual_tokens")
+    if method in _OF_RANK:
+        return f"{_OF_RANK[method]} of rank {peft.get('rank')}"
+    if method in ("prefix_tuning", "prompt_tuning"):
+        return f"{method.replace('_', ' ')}" + (f" with {tokens} virtual tokens" if tokens else "")
+    return "IA3" if method == "ia3" else ""
 
 
 def last_step(metrics: Sequence[Row]) -> int:
