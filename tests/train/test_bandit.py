@@ -23,7 +23,7 @@ from conftest import build_model
 from dipole.data.batch import Order, pack
 from dipole.data.reduce import PairRelation
 from dipole.data.tokenize import TokenizedGroup
-from dipole.policy.logprobs import Policy
+from dipole.policy.logprobs import Policy, sum_by_completion
 from dipole.policy.reference import FrozenCopy
 from dipole.train.loop import steps
 from dipole.train.ppo import PPOConfig, make_ppo, ppo_steps
@@ -164,6 +164,40 @@ def test_ppo_reaches_the_optimum_and_lies_on_the_frontier(beta: float, tokenizer
     policy, reference = by_ppo(tokenizer, beta=beta)
     assert kl(policy, optimum(reference, beta)) < 0.01
     assert reward(policy) == pytest.approx(best_reward(reference, kl(policy, reference)), abs=0.01)
+
+
+def test_ppo_of_two_tokens_reaches_the_optimum_over_sequences(tokenizer: Any) -> None:
+    """The reward comes with the second token, so that credit has to reach the first."""
+    letters = 3
+    sequences = [(first, second) for first in range(letters) for second in range(letters)]
+    table = torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0, -0.5, 0.25, 1.5, -2.0], dtype=torch.float64)
+    policy = Policy(build_model(letters))
+    policy.transformer.generation_config.eos_token_id = None  # no letter ends
+    reference = FrozenCopy(copy.deepcopy(policy))
+
+    def score(prompts: Any, completions: Any) -> list[float]:
+        return [float(table[sequences.index(ids)]) for ids in completions]
+
+    @torch.no_grad()
+    def of_sequences(model: Policy) -> Tensor:
+        batch = pack([replace(answers(), completion_ids=tuple(sequences))])
+        return sum_by_completion(model(batch).logps, batch).double().log_softmax(0)
+
+    config = PPOConfig(
+        steps=60,
+        prompts_per_step=1,
+        completions_per_prompt=256,
+        max_new_tokens=2,
+        epochs=2,
+        minibatch_size=256,
+        learning_rate=1e-2,
+        beta=0.6,
+    )
+    for _ in ppo_steps(make_ppo(config, policy, reference, tokenizer, [PROMPT], score)):
+        pass
+    best = (of_sequences(reference.policy) + table / 0.6).log_softmax(0)
+    assert kl(of_sequences(reference.policy), best) > 0.3
+    assert kl(of_sequences(policy), best) < 0.01
 
 
 def test_the_controller_brings_ppo_to_its_target_on_the_frontier(tokenizer: Any) -> None:

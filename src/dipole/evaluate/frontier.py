@@ -94,14 +94,18 @@ def point_of(record: Mapping[str, Any]) -> Point:
     for prompt, row in zip(prompts, rows, strict=True):
         by_prompt.setdefault(prompt, []).append(row["reward"])
 
+    def values(name: str) -> list[float] | None:
+        known = [float(row[name]) for row in rows if row.get(name) is not None]
+        return known if len(known) == len(rows) else None
+
     def estimate(name: str) -> Estimate | None:
-        values = [row.get(name) for row in rows]
-        return None if any(value is None for value in values) else mean(values, prompts)
+        known = values(name)
+        return None if known is None else mean(known, prompts)
 
     reward, kl = estimate("reward"), estimate("kl")
     assert reward is not None
     assert kl is not None
-    ended = [row.get("finished") for row in rows]
+    ended = values("finished")
     return Point(
         method=record["method"],
         strength=record["strength"],
@@ -112,7 +116,7 @@ def point_of(record: Mapping[str, Any]) -> Point:
         k1=estimate("k1"),
         k3=estimate("k3"),
         tokens=estimate("tokens"),
-        finished=None if None in ended else share([float(value) for value in ended], prompts),
+        finished=None if ended is None else share(ended, prompts),
         bound=record.get("bound"),
         rewards_by_prompt={prompt: float(np.mean(values)) for prompt, values in by_prompt.items()},
     )

@@ -20,7 +20,8 @@ vary. In brackets are 95 % intervals that take a prompt as one observation. A po
 other point of the method has more reward at no more KL.
 
 Every method was given the same number of samples, and passes over them: those that learn from preferences, completions
-of the reference, rated once; PPO, its own as it goes. Best of N trains nothing: it pays N samples for every answer."""
+of the reference, rated once; PPO, its own as it goes. Pairs of equal reward are left out, but for the reward model, to
+which they are ties. Best of N trains nothing: it pays N samples for every answer."""
 
 _SET_UP = """{model} was fine-tuned on {imitated} {texts} and is the reference of everything here. Prompts are the first
 2 to 8 tokens of others. Each method had {samples} samples ({completions} for each of {prompts} prompts) and {epochs}

@@ -125,9 +125,10 @@ def _by_loss(bench: Bench, arm: LossArm) -> int:
 
 def _by_ppo(bench: Bench, arm: PPOArm) -> int:
     sizes = bench.sizes
+    prompts_per_step = -(-sizes.prompts // sizes.rounds)
     config = PPOConfig(
         steps=sizes.rounds,
-        prompts_per_step=-(-sizes.prompts // sizes.rounds),
+        prompts_per_step=prompts_per_step,
         completions_per_prompt=sizes.completions,
         max_new_tokens=sizes.max_new_tokens,
         epochs=sizes.epochs,
@@ -135,7 +136,7 @@ def _by_ppo(bench: Bench, arm: PPOArm) -> int:
         learning_rate=sizes.learning_rate,
         beta=0.1,
         target_kl=arm.target_kl,
-        horizon=sizes.samples / 4,
+        horizon=1.25 * prompts_per_step * sizes.completions,  # few rounds: β may change by 16 % in each
         seed=bench.seed,
     )
     model = load_model(str(bench.base))
