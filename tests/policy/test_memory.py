@@ -13,9 +13,10 @@ from conftest import build_exact_model, build_groups
 from dipole.config import PeftConfig
 from dipole.data.batch import pack
 from dipole.errors import ConfigError
+from dipole.policy import memory
 from dipole.policy.adapters import add_adapter
 from dipole.policy.logprobs import Policy
-from dipole.policy.memory import checkpoint_layers
+from dipole.policy.memory import checkpoint_layers, offload_layers
 
 BATCH = pack(build_groups((5, [4, 1, 9]), (12, [3, 8])))
 
@@ -37,6 +38,30 @@ def test_the_gradient_is_the_same_bit_for_bit(method: str) -> None:
             checkpoint_layers(policy.transformer)
         found.append(gradients(policy.eval()))
     assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("method", ["none", "lora"])
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_activations_that_were_away_give_the_same_gradient_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, method: str, forgetful: bool
+) -> None:
+    monkeypatch.setattr(memory, "WORTH_SENDING", 1)  # the model is tiny
+    sent: list[torch.Tensor] = []
+    back = memory._back
+    monkeypatch.setattr(memory, "_back", lambda kept: sent.append(kept) or back(kept))
+    found = []
+    for away in (False, True):
+        model = build_exact_model()
+        policy = Policy(add_adapter(model, PeftConfig(method="lora", rank=4), seed=0) if method == "lora" else model)
+        if forgetful:
+            checkpoint_layers(policy.transformer)
+        if away:
+            offload_layers(policy.transformer)
+        found.append(gradients(policy.eval()))
+    assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))
+    assert any(isinstance(kept, tuple) for kept in sent)
+    shapes = {p.shape for p in policy.parameters()}
+    assert not any(isinstance(kept, tuple) and kept[1].shape in shapes for kept in sent), "weights stay"
 
 
 def test_activations_of_layers_are_not_kept() -> None:

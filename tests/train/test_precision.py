@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import KilledError, StopAfter, prepared, rows, tiny_config, without_time, write_groups
+from tiny_runs import KilledError, Recorder, StopAfter, prepared, rows, tiny_config, without_time, write_groups
 
 from dipole.errors import ConfigError, TrainingFault
 from dipole.train import loop
@@ -17,6 +17,7 @@ from dipole.train.devices import REFUSED, make_accelerator
 from dipole.train.loop import steps
 from dipole.train.optim import LossScale
 from dipole.train.run import train
+from dipole.train.setup import prepare
 
 QUIET: dict[str, Any] = {"num_samples": 0, "checkpoint_every": 1, "dtype": "float16"}
 
@@ -57,6 +58,13 @@ def test_accelerates_own_accumulation_divides_nothing(
         run = prepared(tiny_config(tiny_folder, data, tmp_path / count))
         norms.append(next(steps(run)).metrics["grad_norm"])
     assert norms[0] == norms[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_offloading_is_said_to_change_nothing(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    told = Recorder()
+    prepare(tiny_config(tiny_folder, data, tmp_path / "out", activation_offloading=True), told)
+    assert any("--activation_offloading changes nothing here" in sentence for sentence in told.said)
 
 
 # Scaled losses

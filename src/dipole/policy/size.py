@@ -9,23 +9,26 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dipole.errors import ConfigError
 from dipole.policy.load import count_parameters, disable_dropout, quietly
+from dipole.policy.locate import NOTHING, Allowed, locate
 from dipole.policy.memory import repeated_layers
 
 
-def empty_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def empty_model(name: str, *, dtype: torch.dtype = torch.float32, allowed: Allowed = NOTHING) -> PreTrainedModel:
     """A causal language model whose parameters and buffers have shapes but no values.
 
     Args:
         name: a local folder, or a hub id, of which only the configuration is read.
         dtype: of the weights, if they had values.
+        allowed: what of the model may be used although it can do harm.
 
     Raises:
         ConfigError: there is no such model.
     """
+    code, local = allowed.remote_code, locate(name, allowed).local_only
     with quietly(), torch.device("meta"):
         try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=code, local_files_only=local)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=code)
         except (OSError, ValueError) as fault:
             reason = (str(fault).strip() or type(fault).__name__).splitlines()[0][:300]
             raise ConfigError(

@@ -151,7 +151,7 @@ def gradient(run: Run, groups: list[TokenizedGroup]) -> tuple[Mapping[str, Tenso
     Returns:
         The moving state after the step, and the step's metrics, which may not be finite.
     """
-    before = run.scale and (run.scale.value, run.scale.good_steps)
+    before = None if run.scale is None else (run.scale.value, run.scale.good_steps)
     while True:
         meter = Meter()
         with run.ranks.in_lockstep():

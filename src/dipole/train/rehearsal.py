@@ -15,6 +15,7 @@ from dipole.data.batch import pack
 from dipole.data.tokenize import TokenizedGroup
 from dipole.policy.adapters import add_adapter
 from dipole.policy.load import count_parameters, weights_dtype
+from dipole.policy.locate import allowed_by
 from dipole.policy.logprobs import Policy
 from dipole.policy.memory import repeated_layers
 from dipole.policy.reference import FrozenCopy, make_reference
@@ -107,7 +108,7 @@ def _dtype(config: TrainConfig) -> torch.dtype:
 
 def _policy(config: TrainConfig) -> Policy:
     """The policy without values. An adapter that training goes on from has the shape of a fresh one."""
-    model = empty_model(config.model, dtype=_dtype(config))
+    model = empty_model(config.model, dtype=_dtype(config), allowed=allowed_by(config))
     return Policy(add_adapter(model, replace(config.peft, start_from=None), seed=config.seed)).eval()
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -122,7 +121,7 @@ def load_divided(config: TrainConfig, dtype: torch.dtype, precision: str, ranks:
         model = load_model(config.model, dtype=dtype, allowed=allowed_by(config))
         weights, generation = fingerprint(model), model.generation_config
         whole = Policy(add_adapter(model, config.peft, seed=config.seed))
-    empty = empty_model(config.model, dtype=dtype)
+    empty = empty_model(config.model, dtype=dtype, allowed=allowed_by(config))
     weights, empty.generation_config = ranks.from_first((weights, generation))
     policy = DividedPolicy(add_adapter(empty, config.peft, seed=config.seed), precision)
     divide(policy, ranks)
@@ -202,8 +201,14 @@ def whole_tensors(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tens
     return found
 
 
-def own_rows(file: safe_open, name: str, like: Tensor) -> Tensor:
-    """A tensor of a safetensors file as ``like`` is: whole, or this process's rows of it, of which alone are read."""
+def own_rows(file: Any, name: str, like: Tensor) -> Tensor:
+    """A tensor of a safetensors file as ``like`` is: whole, or this process's rows of it, which alone are read.
+
+    Args:
+        file: what ``safe_open`` gives.
+        name: of the tensor in it.
+        like: whose shape it has.
+    """
     if not isinstance(like, DTensor):
         value: Tensor = file.get_tensor(name)
         return value
