@@ -32,7 +32,7 @@ def labels(groups: list[Group], method: str = "one_coin") -> dict[tuple[str, int
 def test_votes_become_columns() -> None:
     votes = votes_of(
         [
-            pair("a", vote(1.0, "ann", **{SHOWN_FIRST: 0}), vote(0.75, "ben", i=1, j=0, choice="left"), vote(0.5)),
+            pair("a", vote(1.0, "ann", **{SHOWN_FIRST: 0}), vote(0.75, "ben", i=1, j=0, **{SHOWN_FIRST: 1}), vote(0.5)),
             group("b", 3, Ranking(order=(2, 0), annotator="ann"), Rating(i=0, value=1, annotator="cleo")),
         ]
     )

@@ -23,9 +23,6 @@ from dipole.group import Comparison, Group
 SHOWN_FIRST = "shown_first"
 """Note of a comparison: the completion that its annotator saw first (on the left, or first in a judge's prompt)."""
 
-PAGE_NOTE = "choice"
-"""Note that the annotation page leaves in its votes, whose ``i`` is the completion that stood left."""
-
 UNNAMED = "(no name)"
 """Whoever judged without a name: an unknown number of people, taken as equally reliable."""
 
@@ -183,7 +180,7 @@ def acts_of(judged: Comparison, id: str) -> tuple[Act, ...]:
     Raises:
         DataError: the note of what was shown first names neither completion.
     """
-    shown = judged.meta.get(SHOWN_FIRST, judged.i if PAGE_NOTE in judged.meta else None)
+    shown = judged.meta.get(SHOWN_FIRST)
     if shown is not None:
         if isinstance(shown, bool) or shown not in judged.indices():
             raise DataError(
