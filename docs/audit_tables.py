@@ -38,16 +38,6 @@ def speed(found: dict[str, Any]) -> str:
     for name, run in found.get("memory", {}).items():
         peak = run["peak_bytes"] / 2**30
         lines.append(f"| {name} | {run['rows']:,} | {peak:.2f} GB | {run['seconds'] / 60:.1f} min |")
-    runs = sorted(found.get("memory", {}).values(), key=lambda run: run["rows"])
-    if len(runs) > 1:
-        small, large = runs[0], runs[-1]
-        each = (large["peak_bytes"] - small["peak_bytes"]) / (large["rows"] - small["rows"])
-        rows = 2 * 2**30 / large["file_bytes"] * large["rows"]
-        whole = (large["peak_bytes"] + each * (rows - large["rows"])) / 2**30
-        lines += [
-            "",
-            f"That is {each:,.0f} bytes more a group. A file of 2 GB would take {whole:.1f} GB (extrapolated).",
-        ]
     return "\n".join(lines)
 
 

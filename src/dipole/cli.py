@@ -10,7 +10,10 @@ from dipole import __version__
 from dipole.errors import ConfigError, DipoleError, nearest
 from dipole.verbs import VERBS, verb
 
-EXIT_STATUSES = "0 done · 1 the machine refused · 2 usage · 3 data · 4 training, or not better · 130, 143 stopped"
+EXIT_STATUSES = (
+    "0 done · 1 the machine refused · 2 usage · 3 data · 4 training, or not better · 5 judge or budget"
+    " · 130, 143 stopped"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
