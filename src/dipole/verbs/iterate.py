@@ -28,4 +28,8 @@ def run(config: IterateConfig) -> int:
     return 0
 
 
-VERB = Verb(run, IterateConfig, "dipole iterate --config rounds.yaml --output runs/rounds")
+VERB = Verb(
+    run,
+    IterateConfig,
+    "dipole iterate --preset snorkel --model path/to/model --prompts prompts.jsonl --judge vader --output runs/rounds",
+)
