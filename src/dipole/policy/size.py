@@ -24,10 +24,10 @@ def empty_model(name: str, *, dtype: torch.dtype = torch.float32, allowed: Allow
     Raises:
         ConfigError: there is no such model.
     """
-    code, local = allowed.remote_code, locate(name, allowed).local_only
+    code, source = allowed.remote_code, locate(name, allowed).source
     with quietly(), torch.device("meta"):
         try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=code, local_files_only=local)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=code)
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=code)
         except (OSError, ValueError) as fault:
             reason = (str(fault).strip() or type(fault).__name__).splitlines()[0][:300]
