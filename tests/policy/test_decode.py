@@ -144,3 +144,16 @@ def test_a_model_that_is_sampled_wrong_is_refused(exact: Policy, monkeypatch: py
     )
     with pytest.raises(ConfigError, match="PhiForCausalLM"):
         check_sampling(exact, TOKENIZER, PROMPTS[3], tolerance=1e-3)
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+def test_virtual_tokens_come_before_every_prompt(method: Any) -> None:
+    config = PeftConfig(method=method, num_virtual_tokens=3)
+    adapted = Policy(add_adapter(build_exact_model(), config, seed=0).double())
+    drawn = sample(adapted, TOKENIZER, ROWS, Sampling(max_new_tokens=6), streams=STREAMS)
+    groups = [
+        TokenizedGroup(id="", prompt_ids=tuple(row), completion_ids=(item.ids,), relations=())
+        for row, item in zip(ROWS, drawn, strict=True)
+    ]
+    slow = plain_logprobs(adapted, pack(groups))
+    assert [logp for item in drawn for logp in item.logps] == pytest.approx(slow.tolist(), abs=1e-6)
