@@ -35,7 +35,8 @@ def empty_model(name: str, *, dtype: torch.dtype = torch.float32, allowed: Allow
                 f"no language model can be made from its config: {reason}", where=f"--model {name}"
             ) from fault
     disable_dropout(model)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def num_parameters(name: str) -> int | None:
