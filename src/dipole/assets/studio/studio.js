@@ -133,6 +133,7 @@ function changeKey(button) {
   button.addEventListener("keydown", (event) => {
     if (["Shift", "Control", "Alt", "Meta", "Tab"].includes(event.key)) return;
     event.preventDefault();
+    event.stopPropagation(); // it was pressed to be chosen, not to answer
     if (event.key !== "Escape") {
       const name = keyName(event);
       for (const other of Object.keys(ACTIONS)) keys.of[other] = keys.of[other].filter((key) => key !== name);
