@@ -168,8 +168,11 @@ def judge_agreement(people: People, judge: str, opinions: Sequence[Opinion], *, 
     clusters = people.cluster[unit[rows.unit]]
     total, for_first = _tallies(people)
     sides = _sides(said, np.divide(for_first, total))
-    consistent = [(opinion.consistent, int(c)) for opinion, c in zip(opinions, people.cluster, strict=True)]
-    consistent = [(value, c) for value, c in consistent if value is not None]
+    consistent = [
+        (float(opinion.consistent), int(cluster))
+        for opinion, cluster in zip(opinions, people.cluster, strict=True)
+        if opinion.consistent is not None
+    ]
     return JudgeAgreement(
         judge=judge,
         pairs=int((~np.isnan(said)).sum()),
@@ -216,8 +219,9 @@ def human_ceiling(people: People, *, seed: int = 0) -> JudgeAgreement | None:
 def _tallies(people: People) -> tuple[Floats, Floats]:
     """(U) votes on each pair, and how many of them are for its first completion, ties half."""
     counts = np.bincount(people.unit, minlength=len(people.pairs)).astype(np.float64)
-    decided = 0.5 + 0.5 * np.sign(people.vote - 0.5)
-    return counts, np.bincount(people.unit, weights=decided, minlength=len(people.pairs))
+    decided: Floats = 0.5 + 0.5 * np.sign(people.vote - 0.5)
+    for_first: Floats = np.bincount(people.unit, weights=decided, minlength=len(people.pairs)).astype(np.float64)
+    return counts, for_first
 
 
 def _sides(said: Floats, share_of_others: Floats) -> Floats:

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from dipole.evaluate.agreement import JudgeAgreement, People, human_ceiling, judge_agreement
-from dipole.evaluate.opinion import opinions
+from dipole.evaluate.opinion import Opinion, opinions
 from dipole.evaluate.page import markdown_table, write_page
 from dipole.evaluate.picture import GROUND, LOOKS, Theme, save_picture
 from dipole.evaluate.stats import Estimate
@@ -41,7 +41,7 @@ def ask(judge: Judge, groups: Sequence[Group], people: People, *, seed: int, pro
     for place, pair in people.pairs:
         wanted.setdefault(place, []).append(pair)
     progress.stage(f"Asking {judge.name}", total=len(people.pairs))
-    found = {}
+    found: dict[tuple[int, Pair], Opinion] = {}
     tasks = [(groups[place], tuple(pairs)) for place, pairs in wanted.items()]
     for (place, pairs), said in zip(wanted.items(), opinions(judge, tasks), strict=True):
         found |= {(place, pair): opinion for pair, opinion in zip(pairs, said, strict=True)}
@@ -112,13 +112,12 @@ def _draw(axes: Axes, theme: Theme, *, judges: Sequence[JudgeAgreement]) -> None
     axes.plot([0, 1], [0, 1], color=GROUND[theme][1], linewidth=0.8, dashes=(4, 3), zorder=1)
     for number, row in enumerate(judges):
         look = LOOKS[number % len(LOOKS)]
-        parts = [part for part in row.calibration if part.found.value is not None]
-        for part in parts:
+        for part in row.calibration:
             if part.found.low is not None and part.found.high is not None:
                 axes.plot([part.said] * 2, [part.found.low, part.found.high], color=look.color(theme), alpha=0.5)
         axes.plot(
-            [part.said for part in parts],
-            [part.found.value for part in parts],
+            [part.said for part in row.calibration if part.found.value is not None],
+            [part.found.value for part in row.calibration if part.found.value is not None],
             color=look.color(theme),
             marker=look.marker,
             markersize=5,

@@ -144,7 +144,7 @@ def _rate(method: str, temperature: float | None, matches: list[Match], resample
     prompts = [item.prompt for item in judged]
     wins = [item.win for item in judged if item.win is not None]
     rows = np.array([(win, item.length - item.other_length) for win, item in zip(wins, judged, strict=True)])
-    both = [item for item in judged if item.consistent is not None]
+    both = [(float(item.consistent), item.prompt) for item in judged if item.consistent is not None]
     rate = share(wins, prompts)
     return WinRate(
         method=method,
@@ -152,7 +152,7 @@ def _rate(method: str, temperature: float | None, matches: list[Match], resample
         rate=rate,
         at_equal_length=bootstrap(rows, prompts, statistic=length_controlled, resamples=resamples, seed=seed),
         detectable=detectable(rate),
-        consistent=share([item.consistent for item in both], [item.prompt for item in both]),
+        consistent=share([value for value, _ in both], [prompt for _, prompt in both]),
         ties=sum(win == 0.5 for win in wins),
         invalid=len(matches) - len(judged),
         length=mean_of([item.length for item in judged], prompts),
@@ -208,9 +208,9 @@ def differences(matches: Iterable[Match], *, seed: int = 0) -> list[Difference]:
     for temperature, methods in cells.items():
         for first, second in combinations(methods, 2):
             prompts = [prompt for prompt in methods[first] if prompt in methods[second]]
-            sides = [[methods[name][prompt] for prompt in prompts] for name in (first, second)]
-            test = permutation_test(*sides, prompts, seed=seed)
-            found.append((first, second, temperature, paired_difference(*sides, prompts), test))
+            one, other = ([methods[name][prompt] for prompt in prompts] for name in (first, second))
+            test = permutation_test(one, other, prompts, seed=seed)
+            found.append((first, second, temperature, paired_difference(one, other, prompts), test))
     adjusted = iter(holm([test.p_value for *_, test in found if test.p_value is not None]))
     return [
         Difference(

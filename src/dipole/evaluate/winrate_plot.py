@@ -32,18 +32,18 @@ def _draw(axes: Axes, theme: Theme, *, rates: Sequence[WinRate], opponent: str) 
         look = LOOKS[number % len(LOOKS)]
         aside = STEP_ASIDE * (number - (len(methods) - 1) / 2)
         points = [
-            (rate.temperature + aside, rate.rate)
+            (rate.temperature + aside, rate.rate.value, rate.rate)
             for rate in rates
             if rate.method == method and rate.temperature is not None and rate.rate.value is not None
         ]
         if not points:
             continue
-        for place, estimate in points:
+        for place, _, estimate in points:
             if estimate.low is not None and estimate.high is not None:
                 axes.plot([place] * 2, [estimate.low, estimate.high], color=look.color(theme), alpha=0.5, linewidth=1.2)
         axes.plot(
-            [place for place, _ in points],
-            [estimate.value for _, estimate in points],
+            [place for place, _, _ in points],
+            [value for _, value, _ in points],
             color=look.color(theme),
             marker=look.marker,
             markersize=5,
