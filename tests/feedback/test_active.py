@@ -306,7 +306,7 @@ def test_a_simulation_from_the_command_line(command: Say, tmp_path: Path) -> Non
     status, out, _ = command("active", "--data", data, "--simulate", "--repeats", "2", "--output", folder)
     assert status == 0
     assert "| uncertain |" in out
-    assert {path.name for path in folder.iterdir()} == {"curves.json", "curves.svg", "curves.png", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {"curves.json", "curves.svg", "curves.png", "curves.md"}
     found = json.loads((folder / "curves.json").read_text(encoding="utf-8"))
     assert found["command"] == "dipole active --data data.jsonl --simulate --output out --repeats 2"
     assert found["curves"][0]["arm"] == "random"

@@ -24,13 +24,13 @@ from dipole.feedback.active.simulate import CurvePoint
 
 BASELINE = "random"
 
-LOOKS: Mapping[str, tuple[str, str, str]] = {
+LOOKS: Mapping[str, tuple[str, str, Any]] = {
     "random": (PALETTE["ink"], "o", "-"),
     "uncertain": (PALETTE["orange"], "s", "--"),
     "certain": (PALETTE["grey"], "v", ":"),
     "disagreed": ("#cc79a7", "^", "-."),
-    "diverse": (PALETTE["green"], "D", (0, (4, 1, 1, 1))),  # type: ignore[dict-item]
-    "change": (PALETTE["blue"], "P", (0, (6, 2))),  # type: ignore[dict-item]
+    "diverse": (PALETTE["green"], "D", (0, (4, 1, 1, 1))),
+    "change": (PALETTE["blue"], "P", (0, (6, 2))),
 }
 """Colour (Okabe and Ito's), marker and dashes of each strategy."""
 
@@ -159,7 +159,7 @@ def forms_of(points: Sequence[CurvePoint]) -> list[Form]:
 def write_curves(
     curves: Sequence[Curve], forms: Mapping[str, Sequence[Form]], folder: Path, command: str
 ) -> tuple[Path, ...]:
-    """Writes ``curves.json``, ``curves.svg``, ``curves.png`` and ``README.md`` with the tables.
+    """Writes ``curves.json``, ``curves.svg``, ``curves.png``, and the tables as ``curves.md``.
 
     Args:
         curves: see ``curves_of``.
@@ -173,7 +173,7 @@ def write_curves(
         "curves": [_curve_json(curve) for curve in curves],
         "labels": {name: [_form_json(form) for form in rows] for name, rows in forms.items()},
     }
-    paths = [folder / name for name in ("curves.json", "curves.svg", "curves.png", "README.md")]
+    paths = [folder / name for name in ("curves.json", "curves.svg", "curves.png", "curves.md")]
     paths[0].write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     for path in paths[1:3]:
         path.write_bytes(picture(curves, path.suffix[1:]))
@@ -272,7 +272,7 @@ def picture(curves: Sequence[Curve], form: str) -> bytes:
         curves: see ``curves_of``.
         form: ``"svg"`` or ``"png"``.
     """
-    style = {
+    style: dict[Any, Any] = {
         "font.size": 9,
         "svg.fonttype": "none",
         "svg.hashsalt": "curves",

@@ -92,11 +92,11 @@ def pool_of(groups: Sequence[Group], predictions: str | None = None) -> Pool:
         texts += words
     if not whole:
         raise DataError("no group has two different completions, so there is nothing to ask")
-    columns = np.array(whole, dtype=np.int64).T
+    left, right, group_of, first, second = np.array(whole, dtype=np.int64).T
     wins_of, votes_of, predicted_of = np.array(real).T
     if predictions is not None and not np.isfinite(predicted_of).any():
         raise DataError(f"no pair has a judgment by '{predictions}'", remedy="Name the annotator as the file does.")
-    return Pool(groups, texts, *columns, wins_of, votes_of, predicted_of)
+    return Pool(groups, texts, left, right, group_of, first, second, wins_of, votes_of, predicted_of)
 
 
 def scored(
@@ -134,7 +134,8 @@ def scored(
         return open_, random(len(open_), seed=seed), odds
     if strategy == "disagreed":
         return open_, disagreed(pool.wins[open_], pool.votes[open_]), odds
-    differences = _differences(pool, vectors) if not predictions or strategy in ("diverse", "change") else None
+    needs_texts = not predictions or strategy in ("diverse", "change")
+    differences: Any = _differences(pool, vectors) if needs_texts else None
     if strategy == "diverse":
         order = np.concatenate([open_, np.flatnonzero(pool.judged)])
         known = np.arange(len(open_), len(order))

@@ -193,7 +193,7 @@ def learning_curves(
     progress = progress or Silent()
     data = labelled_of(groups)
     progress.stage("Replaying strategies", total=repeats * len(strategies))
-    points = []
+    points: list[CurvePoint] = []
     for repeat, trial in _trials(data, repeats, seed, vectors):
         labels = np.array([trial.ask(place) for place in trial.pool.tolist()])
         first = trial.random.permutation(len(trial.pool))
@@ -285,7 +285,7 @@ def compare_labels(
     progress = progress or Silent()
     data = labelled_of(groups)
     progress.stage("Comparing labels", total=repeats)
-    points = []
+    points: list[CurvePoint] = []
     for repeat, trial in _trials(data, repeats, seed, vectors):
         order = trial.random.permutation(trial.pool)
         for count in votes:

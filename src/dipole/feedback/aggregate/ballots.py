@@ -143,8 +143,10 @@ class _Stages:
         elif shown is not None:
             new.append((self.num_items, 0.5 if subset[0] == shown else -0.5))
         for column, value in new:
-            for part, entry in zip(self.entries, (self.num_rows, column, value), strict=True):
-                part.append(entry)  # type: ignore[arg-type]
+            rows, columns, values = self.entries
+            rows.append(self.num_rows)
+            columns.append(column)
+            values.append(value)
 
 
 def _subsets(left: tuple[int, ...], largest: int) -> Iterator[tuple[int, ...]]:

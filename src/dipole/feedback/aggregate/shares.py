@@ -9,7 +9,7 @@ from scipy import special
 
 from dipole.data.audit.intervals import Floats, Ints, wilson_interval
 from dipole.feedback.aggregate.result import Aggregation, Annotator, PairLabels
-from dipole.feedback.aggregate.votes import UNNAMED, Votes, votes_of
+from dipole.feedback.aggregate.votes import UNNAMED, Votes, summed, votes_of
 from dipole.group import Group
 
 SMOOTHING = 1.0
@@ -75,7 +75,7 @@ def _with_the_others(votes: Votes) -> tuple[Floats, Floats]:
     own = votes.weight * (2 * votes.p - 1)
     same = np.unique(votes.pair * len(votes.annotators) + votes.annotator, return_inverse=True)[1]
     named = np.array([name != UNNAMED for name in votes.annotators])[votes.annotator]
-    mine = np.where(named, np.bincount(same, weights=own)[same], own)
+    mine = np.where(named, summed(own, same, len(same))[same], own)
     others = leaning[votes.pair] - mine
     # Rounding: sums of the same weights in another order differ in the last bits.
     clear = (votes.decided > 0) & (np.abs(others) > 1e-9)
@@ -83,8 +83,8 @@ def _with_the_others(votes: Votes) -> tuple[Floats, Floats]:
     agrees = share * (np.sign(others) == np.sign(own))
     count = len(votes.annotators)
     return (
-        np.bincount(votes.annotator, weights=agrees, minlength=count),
-        np.bincount(votes.annotator, weights=share, minlength=count),
+        summed(agrees, votes.annotator, count),
+        summed(share, votes.annotator, count),
     )
 
 
@@ -94,6 +94,6 @@ def _first_shown(votes: Votes) -> tuple[Floats, Floats]:
     took = share * (np.sign(2 * votes.p - 1) == votes.side)
     count = len(votes.annotators)
     return (
-        np.bincount(votes.annotator, weights=took, minlength=count),
-        np.bincount(votes.annotator, weights=share, minlength=count),
+        summed(took, votes.annotator, count),
+        summed(share, votes.annotator, count),
     )

@@ -32,7 +32,7 @@ from dipole.feedback.aggregate.connected import can_be_rated
 from dipole.feedback.aggregate.result import Aggregation, Annotator, PairLabels, counted, interval
 from dipole.feedback.aggregate.shares import busiest_first, num_votes
 from dipole.feedback.aggregate.spread import covariance, ends, standard_errors
-from dipole.feedback.aggregate.votes import Votes, votes_of
+from dipole.feedback.aggregate.votes import Votes, summed, votes_of
 from dipole.group import Group
 
 ROUNDS = 2000
@@ -194,9 +194,9 @@ def _counts(votes: Votes, z: int, outcomes: int) -> Sparse:
 def _first_guess(votes: Votes, truths: tuple[int, ...]) -> Floats:
     """(U, truths) shares of votes."""
     count = len(votes.group)
-    first = np.bincount(votes.pair, weights=votes.weight * votes.decided * (votes.p > 0.5), minlength=count)
-    second = np.bincount(votes.pair, weights=votes.weight * votes.decided * (votes.p < 0.5), minlength=count)
-    tied = np.bincount(votes.pair, weights=votes.weight * (1 - votes.decided), minlength=count)
+    first = summed(votes.weight * votes.decided * (votes.p > 0.5), votes.pair, count)
+    second = summed(votes.weight * votes.decided * (votes.p < 0.5), votes.pair, count)
+    tied = summed(votes.weight * (1 - votes.decided), votes.pair, count)
     shares = np.stack([first, second, tied][: len(truths)], axis=1) + 0.5
     result: Floats = shares / shares.sum(axis=1, keepdims=True)
     return result
@@ -277,7 +277,7 @@ def _annotators(
 ) -> tuple[Annotator, ...]:
     error = standard_errors(sparse.eye_array(len(model.kinds), format="csr"), spread)
     cast, ties = votes.by_annotator()
-    with_sides = np.bincount(votes.annotator, weights=np.abs(votes.side), minlength=len(votes.annotators))
+    with_sides = summed(np.abs(votes.side), votes.annotator, len(votes.annotators))
 
     def share(kind: int, k: int) -> tuple[float, Interval | None]:
         place = int(np.flatnonzero((model.kinds == kind) & (model.owner == k))[0])

@@ -21,7 +21,7 @@ from dipole.data.audit.agreement import vote_pairs
 from dipole.data.audit.intervals import Floats, Interval, Ints
 from dipole.errors import ConfigError, DataError, nearest
 from dipole.feedback.aggregate.result import Aggregation, PairLabels, interval
-from dipole.feedback.aggregate.votes import UNNAMED, votes_of
+from dipole.feedback.aggregate.votes import UNNAMED, summed, votes_of
 from dipole.group import Group
 
 RESAMPLES = 1000
@@ -186,14 +186,14 @@ def differences(groups: Sequence[Group], kinds: Mapping[str, str], *, seed: int 
 
 def _sums(agree: Floats, prompt: Ints, count: int) -> Floats:
     """(2, prompts): pairs of votes of each prompt that agree, and all of them."""
-    return np.stack([np.bincount(prompt, weights=agree, minlength=count), np.bincount(prompt, minlength=count)])
+    return np.stack([summed(agree, prompt, count), np.bincount(prompt, minlength=count)])
 
 
 def _leaning(pair: Ints, kind: Ints, vote: Floats, pairs: int, kinds: int) -> Floats:
     """(pairs, kinds) the sum of the votes, NaN where there are none."""
     shape = (pairs, kinds)
     place = np.ravel_multi_index((pair, kind), shape)
-    total = np.bincount(place, weights=vote, minlength=pairs * kinds)
+    total = summed(vote, place, pairs * kinds)
     voted = np.bincount(place, minlength=pairs * kinds) > 0
     result: Floats = np.where(voted, total, np.nan).reshape(shape)
     return result

@@ -80,13 +80,13 @@ class Votes:
     def totals(self) -> tuple[Floats, Floats]:
         """(U) weight of each pair's votes, and the part of it that went to the first completion, ties half."""
         count = len(self.group)
-        everything = np.bincount(self.pair, weights=self.weight, minlength=count)
-        return everything, np.bincount(self.pair, weights=self.weight * self.p, minlength=count)
+        everything = summed(self.weight, self.pair, count)
+        return everything, summed(self.weight * self.p, self.pair, count)
 
     def by_annotator(self) -> tuple[Ints, Floats]:
         """(A) how many pairs each annotator voted on, and which share of the votes are ties."""
         count = len(self.annotators)
-        ties = np.bincount(self.annotator, weights=1 - self.decided, minlength=count)
+        ties = summed(1 - self.decided, self.annotator, count)
         shares: Floats = ties / np.bincount(self.annotator, minlength=count)
         return np.bincount(self.one_each()[1], minlength=count), shares
 
@@ -101,6 +101,17 @@ class Votes:
         key = np.where(named, 0, np.arange(1, len(named) + 1))
         kept = np.unique(np.stack([self.pair, self.annotator, key]), axis=1)
         return kept[0], kept[1]
+
+
+def summed(values: Floats | Ints, by: Ints, count: int) -> Floats:
+    """(count,) the sum of the values of each number.
+
+    Args:
+        values: (n)
+        by: (n) a number below ``count`` for each.
+        count: of the sums.
+    """
+    return np.bincount(by, weights=values, minlength=count).astype(np.float64)
 
 
 def votes_of(groups: Sequence[Group]) -> Votes:
@@ -124,12 +135,13 @@ def votes_of(groups: Sequence[Group]) -> Votes:
                     remedy="Aggregate the votes themselves: what came of them has no annotators any more.",
                 )
             turned = vote.i > vote.j
-            pair = pairs.setdefault((number, *sorted(vote.indices())), len(pairs))
+            i, j = sorted(vote.indices())
+            pair = pairs.setdefault((number, i, j), len(pairs))
             who = names.setdefault(name, len(names))
             acts = acts_of(vote, group.id)
-            for p, weight, side in acts:
-                whole.append((pair, who, -side if turned else side))
-                real.append((1 - p if turned else p, weight, 1 / len(acts)))
+            for act in acts:
+                whole.append((pair, who, -act.side if turned else act.side))
+                real.append((1 - act.p if turned else act.p, act.weight, 1 / len(acts)))
     if not whole:
         raise DataError("there is no judgment of a pair", remedy="Aggregating needs comparisons, rankings or ratings.")
     pair_of, annotator, side = (np.array(column, dtype=np.int64) for column in zip(*whole, strict=True))
@@ -219,7 +231,7 @@ def _times(pair: Ints, annotator: Ints, share: Floats, names: list[str]) -> Floa
         names: of annotators.
     """
     same = np.unique(pair * len(names) + annotator, return_inverse=True)[1]
-    times: Floats = np.bincount(same, weights=share)[same]
+    times = summed(share, same, len(same))[same]
     if UNNAMED in names:
         times[annotator == names.index(UNNAMED)] = 1.0
     return times
