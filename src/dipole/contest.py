@@ -13,7 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from dipole.api import generate
 from dipole.data.formats import load_groups
 from dipole.data.tokenize import PromptFormat
 from dipole.errors import ConfigError, DataError, nearest
@@ -21,7 +20,9 @@ from dipole.evaluate.page import write_page
 from dipole.evaluate.winrate import Difference, Match, WinRate, differences, matches_of, win_rates
 from dipole.evaluate.winrate_page import write_win_rates
 from dipole.feedback.registry import JudgeOptions, open_judge
+from dipole.generating import generate_groups, local_sampler
 from dipole.group import Completion, Group
+from dipole.policy.sampling import Sampling
 from dipole.progress import Progress, Silent
 
 REFERENCE = "reference"
@@ -174,15 +175,13 @@ def _answers(
             if answered is None or not answered.completions:
                 raise DataError(f"has no answer to the prompt of group '{group.id}'", where=place)
         return [group.completions[0] for group in found if group is not None]
-    sampled = generate(
-        place,
+    progress.stage(f"Loading {method}")
+    sampling = Sampling(temperature=temperature, max_new_tokens=contest.max_new_tokens, seed=contest.seed)
+    sampled = generate_groups(
         [replace(group, completions=(), judgments=()) for group in groups],
+        local_sampler(place, sampling, prompt_format=contest.prompt_format),
         output / "answers" / f"{method}-{_shown(temperature)}.jsonl",
         num_completions=1,
-        prompt_format=contest.prompt_format,
-        temperature=temperature,
-        max_new_tokens=contest.max_new_tokens,
-        seed=contest.seed,
         progress=progress,
     )
     return [group.completions[0] for group in sampled]
