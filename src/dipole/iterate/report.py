@@ -52,29 +52,25 @@ CHARTS = (
 )
 
 
-def table(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Columns, and a row of cells a round."""
+def table(summary: Summary, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Columns, and a row of cells a round; ``brief`` leaves out what a terminal has no room for."""
     parts = [part for part in PARTS if any(part in row.numbers["judges"] for row in summary.rounds)]
     short = {part: label.removesuffix(" judge") for part, label in PARTS.items()}
     columns = ["round", *(f"{short[part]} {what}" for part in parts for what in ("reward", "wins"))]
-    columns += ["KL", "tokens", "diversity", "pairs"]
-    return columns, [_cells(row, parts) for row in summary.rounds]
+    columns += ["KL", "tokens", *([] if brief else ["diversity"]), "pairs"]
+    return columns, [_cells(row, parts, brief) for row in summary.rounds]
 
 
-def _cells(row: RoundRow, parts: Sequence[str]) -> list[str]:
-    numbers = row.numbers
+def _cells(row: RoundRow, parts: Sequence[str], brief: bool) -> list[str]:
+    numbers, kl = row.numbers, row.numbers["kl"]
     cells = [str(row.number)]
     for part in parts:
         judged = numbers["judges"].get(part)
         cells += [_cell(judged and judged[name], 2) for name in ("reward", "win_rate")]
+    cells += [number(kl and kl["value"], 1) if brief else _cell(kl, 1), number(numbers["tokens"]["value"], 1)]
     pairs = row.pairs.get("pairs")
-    return [
-        *cells,
-        _cell(numbers["kl"], 1),
-        number(numbers["tokens"]["value"], 1),
-        number(numbers["distinct_pairs"], 2),
-        "–" if pairs is None else f"{pairs:,}",
-    ]
+    diversity = [] if brief else [number(numbers["distinct_pairs"], 2)]
+    return [*cells, *diversity, "–" if pairs is None else f"{pairs:,}"]
 
 
 def _cell(estimate: Mapping[str, Any] | None, decimals: int) -> str:

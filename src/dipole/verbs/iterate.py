@@ -17,7 +17,7 @@ def run(config: IterateConfig) -> int:
 
         summary = iterate(config, progress)
         report = write_report(summary)
-    terminal.show_table(*table(summary))
+    terminal.show_table(*table(summary, brief=True))
     for row in summary.rounds:
         for sentence in row.warnings:
             terminal.show(f"Warning: in round {row.number} {sentence}.")
