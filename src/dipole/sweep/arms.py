@@ -34,8 +34,6 @@ from dipole.train.track import write_json
 MAX_LENGTH = 128
 """Tokens of a prompt with its completion; both are short."""
 
-First = Callable[[Policy, int, int], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
@@ -115,6 +113,7 @@ def _by_loss(bench: Bench, arm: LossArm) -> int:
         save_checkpoint(run)  # before the point: killed in between, it is measured again
         _record(bench, arm, run.policy, run.step, sizes.seen(run.step, run.total_steps, online=False))
 
+    _pass_over(bench, arm, due, run.step)
     if run.step in due:
         measure()
     for info in steps(run):
@@ -149,6 +148,7 @@ def _by_ppo(bench: Bench, arm: PPOArm) -> int:
     if state.exists():
         load_ppo(ppo, state)
     due = sizes.due(config.steps)
+    _pass_over(bench, arm, due, ppo.step)
     if ppo.step in due:
         _record_ppo(bench, arm, ppo)
     for _ in ppo_steps(ppo):
@@ -156,6 +156,13 @@ def _by_ppo(bench: Bench, arm: PPOArm) -> int:
             save_ppo(ppo, state)
             _record_ppo(bench, arm, ppo)
     return len(due)
+
+
+def _pass_over(bench: Bench, arm: Arm, due: Sequence[int], step: int) -> None:
+    """Counts the points that were measured before the step that a killed sweep goes on from."""
+    for earlier in due:
+        if earlier < step:
+            bench.advance(f"{arm.method} {arm.strength}".strip())
 
 
 def _record_ppo(bench: Bench, arm: PPOArm, ppo: PPO) -> None:
