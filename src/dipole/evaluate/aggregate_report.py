@@ -58,7 +58,9 @@ def _charts(summary: Summary) -> list[BarChart]:
     return [
         BarChart(
             name="reliability",
-            title="How often each annotator is right" if one_coin else "How often each annotator says what most others say",
+            title="How often each annotator is right"
+            if one_coin
+            else "How often each annotator says what most others say",
             unit="share of pairs that aren't ties",
             bars=tuple(reliability),
             level=0.5,

@@ -119,5 +119,7 @@ def _source(item: Source) -> tuple[str, ...]:
 
 
 VERB = Verb(
-    run, AggregateOptions, "dipole aggregate --data votes.jsonl --method one_coin --output labels.jsonl --report runs/votes"
+    run,
+    AggregateOptions,
+    "dipole aggregate --data votes.jsonl --method one_coin --output labels.jsonl --report runs/votes",
 )
