@@ -281,5 +281,5 @@ def test_an_adapter_is_no_model_to_start_from_and_the_message_says_so(
     tiny_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     adapter = train(tiny_config(tiny_folder, data, tmp_path / "one", peft="lora", num_samples=0)) / "final"
-    with pytest.raises(ConfigError, match="merge it"):
+    with pytest.raises(ConfigError, match="'dipole merge' it"):
         prepared(tiny_config(adapter, data, tmp_path / "two"))
