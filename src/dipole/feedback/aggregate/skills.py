@@ -231,7 +231,7 @@ def _expect(model: _Model, parameters: Floats, tied: float) -> _State:
     cells = model.choices.log_probabilities(parameters)
     before = np.log([tied if z == 0 else (1 - tied) / 2 for z in model.truths])
     joint = np.stack([counts @ cells for counts in model.counts], axis=1) + before
-    total = special.logsumexp(joint, axis=1)
+    total = np.logaddexp.reduce(joint, axis=1)
     objective = float(total.sum()) + model.prior.log_density(parameters)
     if 0 in model.truths:
         objective += model.true_ties[0] * np.log(tied) + model.true_ties[1] * np.log1p(-tied)
@@ -266,10 +266,7 @@ def _interval_of(p: Floats, gradient: Sparse, spread: Sparse) -> tuple[Floats, F
 
 def _decided(votes: Votes) -> tuple[Ints, Ints]:
     """Pair and annotator of the votes that aren't ties, once a named annotator."""
-    pair, annotator = votes.one_each()
-    key = votes.pair * len(votes.annotators) + votes.annotator
-    says = np.isin(pair * len(votes.annotators) + annotator, key[votes.decided > 0])
-    return pair[says], annotator[says]
+    return votes.taken(np.flatnonzero(votes.decided > 0)).one_each()
 
 
 def _annotators(

@@ -97,10 +97,14 @@ class Votes:
 
     def one_each(self) -> tuple[Ints, Ints]:
         """The pair and annotator of each vote, once where a named annotator voted several times."""
-        named = np.array([name != UNNAMED for name in self.annotators])[self.annotator]
-        key = np.where(named, 0, np.arange(1, len(named) + 1))
-        kept = np.unique(np.stack([self.pair, self.annotator, key]), axis=1)
-        return kept[0], kept[1]
+        count = len(self.annotators)
+        key = self.pair * count + self.annotator
+        ordered = np.sort(key)
+        kept = ordered[np.diff(ordered, prepend=-1) > 0]  # np.unique takes ten times as long for a million
+        if UNNAMED in self.annotators:
+            unnamed = self.annotators.index(UNNAMED)
+            kept = np.concatenate([kept[kept % count != unnamed], key[self.annotator == unnamed]])
+        return kept // count, kept % count
 
 
 def summed(values: Floats | Ints, by: Ints, count: int) -> Floats:
