@@ -90,6 +90,7 @@ class Watched:
     def press(self, key: str, page: Any = None) -> None:
         """Presses a key when the pair has been there long enough to be answered, and waits for what comes next."""
         page = page or self.page
+        page.wait_for_selector("#pair:not([hidden])")
         before = self.answered(page)
         page.wait_for_timeout(260)
         page.keyboard.press(key)

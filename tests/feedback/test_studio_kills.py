@@ -175,11 +175,12 @@ def test_the_command_ends_in_good_order(tmp_path: Path, number: signal.Signals, 
     )
     assert server.stdout is not None
     address, _, token = server.stdout.readline().removeprefix("Open: ").strip().partition("/#")
+    said = server.stdout.readline()  # by lines, since what communicate reads leaves out what is buffered here
     client = person({"address": address, "token": token}, "Anna")
     key = client.post("/api/pairs", json={}).json()["pairs"][0]["key"]
     client.post("/api/vote", json={"id": event(), "key": key, "choice": "tie", "ms": 1}).raise_for_status()
     server.send_signal(number)
-    said, problems = server.communicate(timeout=60)
+    _, problems = server.communicate(timeout=60)
     assert (server.returncode, problems) == (status, "")
     assert "nothing is lost" in said
     with open_store(str(tmp_path / "votes.db")).read() as connection:
