@@ -112,21 +112,22 @@ def test_a_renderer_that_was_killed_is_started_again() -> None:
     assert render([(HELLO, ANSWERS)], good) == before
 
 
-def test_rendering_costs_little_beside_what_it_did_before() -> None:
-    """Ten thousand conversations; the process is there already."""
+def test_a_chunk_of_conversations_is_one_question_to_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting a process or waiting for one, conversation by conversation, would cost more than rendering does."""
     good = tokenizer(CHAT_TEMPLATE)
-    messages = [{"role": "user", "content": "word " * 200}]
-    render([(HELLO, ANSWERS)], good)
-    began = time.monotonic()
-    for _ in range(10):
-        render([(messages, ANSWERS)] * 256, good)
-    ours = time.monotonic() - began
-    began = time.monotonic()
-    for _ in range(10 * 256):
-        good.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        for answer in ANSWERS:
-            good.apply_chat_template([*messages, *answer], tokenize=False)
-    assert ours < 3 * (time.monotonic() - began)
+    before = render([(HELLO, ANSWERS)], good)
+    worker = template._worker(os.getpid())
+    asked: list[int] = []
+    ask = template._Worker.ask
+
+    def counted(self: template._Worker, request: dict[str, Any], count: int) -> list[dict[str, str]]:
+        assert self is worker
+        asked.append(count)
+        return ask(self, request, count)
+
+    monkeypatch.setattr(template._Worker, "ask", counted)
+    assert render([(HELLO, ANSWERS)] * 256, good) == before * 256
+    assert asked == [256 * (1 + len(ANSWERS))]
 
 
 def test_chats_need_a_template() -> None:
