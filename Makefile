@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 RUN ?= runs/demo
+TESTS_AT_ONCE ?= auto
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -15,7 +16,7 @@ GENERATORS := $(wildcard docs/*.py)
 help:
 	@echo "make setup   build .venv with the pinned packages (PYTHON=... names another Python, 3.11 or newer)"
 	@echo "make demo    train a small real model on real preferences, with a report (RUN=$(RUN) is its folder)"
-	@echo "make test    run all tests"
+	@echo "make test    run all tests, a file on every core (TESTS_AT_ONCE=$(TESTS_AT_ONCE); 0 for one after the other)"
 	@echo "make faults  kill training and the page of comparisons some hundred times each (make test: 20 times)"
 	@echo "make lint    check style, format and types"
 	@echo "make bench   run benchmarks/*.py (there are $(words $(BENCHMARKS)) so far)"
@@ -38,7 +39,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "Running the tests; this takes some minutes."
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
 faults: $(READY)
 	@FAULTS=long $(BIN)/python -m pytest --timeout 3000 tests/faults tests/feedback/test_studio_kills.py
