@@ -69,6 +69,31 @@ def chunked_kl(head: HeadInput, reference: HeadInput) -> Tensor:
     return _in_chunks(head, _KL(reference))[0]
 
 
+@torch.no_grad()
+def chunked_divergence(head: HeadInput, reference: HeadInput, target: Tensor) -> tuple[Tensor, Tensor]:
+    """How far a policy is from a reference at tokens of the policy's own, with each one's logits made once.
+
+    Args:
+        head: of the policy.
+        reference: of the reference.
+        target: (T,) token ids.
+
+    Returns:
+        (T,) KL(π ‖ π_ref) of the next token's distribution, summed over the whole vocabulary, in nats; and (T,)
+        log π(target) − log π_ref(target). Neither has a graph; both are as wide as log-probabilities.
+    """
+    wide = torch.promote_types(head.hidden.dtype, torch.float32)
+    own_weight, other_weight = head.weight.to(wide), reference.weight.to(wide)
+    kl, gap = (head.hidden.new_empty(target.shape[0], dtype=wide) for _ in range(2))
+    for part in _chunks(target.shape[0], head.weight.shape[0], wide):
+        own, _ = _log_probs(head.hidden[part], own_weight, head.bias, head.softcap)
+        other, _ = _log_probs(reference.hidden[part], other_weight, reference.bias, reference.softcap)
+        gaps = own - other
+        gap[part] = gaps.gather(1, target[part].unsqueeze(1)).squeeze(1)
+        kl[part] = own.exp_().mul_(gaps).sum(-1)
+    return kl, gap
+
+
 def _in_chunks(
     head: HeadInput, function: _OfLogits, byproducts: tuple[str, ...] = (), target: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:

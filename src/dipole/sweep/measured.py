@@ -13,7 +13,7 @@ from dipole.data.batch import PackedBatch, pack
 from dipole.data.tokenize import TokenizedGroup
 from dipole.evaluate.frontier import best_of_n
 from dipole.policy.generate import Sample, Sampling, sample
-from dipole.policy.head import chunked_kl, chunked_logprobs
+from dipole.policy.head import chunked_divergence
 from dipole.policy.logprobs import Policy, sum_by_completion
 from dipole.policy.reference import Reference
 from dipole.sweep.texts import Prompt, Score
@@ -99,10 +99,8 @@ def divergences(policy: Policy, reference: Reference, batch: PackedBatch) -> dic
     (Schulman 2020, "Approximating KL divergence"), and ``kl`` Σ_t KL(π_t‖π_ref,t), the exact sum over the vocabulary
     at every sampled step. All are unbiased for the KL of the sequences; the last has the least variance.
     """
-    own, other = policy.head_input(batch), reference.head_input(batch)
-    logps, ref_logps = (chunked_logprobs(head, batch.target)[0] for head in (own, other))
-    d = logps - ref_logps
-    tokens = {"kl": chunked_kl(other, own), "k1": d, "k3": torch.expm1(-d) + d}
+    kl, d = chunked_divergence(policy.head_input(batch), reference.head_input(batch), batch.target)
+    tokens = {"kl": kl, "k1": d, "k3": torch.expm1(-d) + d}
     return {name: sum_by_completion(values, batch) for name, values in tokens.items()}
 
 
