@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import build_tokenizer
 from dipole.config import LossConfig
+from dipole.data.batch import pack
 from dipole.data.formats import load_groups
+from dipole.data.tokenize import TokenizedGroup
 from dipole.data.validate import fold
 from dipole.errors import ConfigError, DataError
 from dipole.group import Rating
+from dipole.policy.saved import load_policy
 from dipole.progress import Silent
 from dipole.sweep import arms
 from dipole.sweep.frontier import run_frontier
@@ -100,6 +104,14 @@ def test_every_method_has_its_points_on_the_same_prompts_and_budget(swept: Path)
         )
     assert sum(row["kl"] for row in found["dpo-0.1-00004"]["rows"]) > 0.01
     assert found["best_of_n-2-00000"]["bound"] == pytest.approx(0.193, abs=0.001)
+
+
+@pytest.mark.parametrize("arm", ["dpo-0.1", "ppo_true-2"])
+def test_every_method_leaves_its_policy_behind(swept: Path, arm: str) -> None:
+    saved = load_policy(str(swept / "runs" / arm / "final"))
+    base = load_policy(str(swept / "runs" / "base" / "final"))
+    batch = pack([TokenizedGroup(id="", prompt_ids=(1, 2), completion_ids=((3, 4, 5),), relations=())])
+    assert not torch.allclose(saved.policy(batch).logps, base.policy(batch).logps, atol=1e-4)
 
 
 def test_what_is_trained_on_is_not_what_is_measured_on(swept: Path) -> None:

@@ -16,7 +16,7 @@ from dipole.data.formats import load_groups
 from dipole.data.tokenize import prompt_token_ids
 from dipole.group import plain
 from dipole.objective import resolve
-from dipole.policy.adapters import add_adapter
+from dipole.policy.adapters import add_adapter, save_model
 from dipole.policy.load import load_model
 from dipole.policy.logprobs import Policy
 from dipole.policy.reference import AdapterOff
@@ -28,6 +28,7 @@ from dipole.sweep.texts import Prompt, Score
 from dipole.train.checkpoint import resume, save_checkpoint
 from dipole.train.loop import steps
 from dipole.train.ppo import PPO, PPOConfig, Scorer, Tokens, load_ppo, make_ppo, ppo_steps, save_ppo
+from dipole.train.run import save_final
 from dipole.train.setup import prepare
 from dipole.train.track import write_json
 
@@ -80,7 +81,7 @@ class Bench:
 
 
 def run_arm(bench: Bench, arm: Arm) -> None:
-    """Trains and measures whatever of an arm isn't there yet."""
+    """Trains and measures whatever of an arm isn't there yet; ``final/`` of its folder is the trained policy."""
     if bench.is_done(arm):
         return
     points = _by_loss(bench, arm) if isinstance(arm, LossArm) else _by_ppo(bench, arm)
@@ -119,6 +120,7 @@ def _by_loss(bench: Bench, arm: LossArm) -> int:
     for info in steps(run):
         if info.step in due:
             measure()
+    save_final(run)
     return len(due)
 
 
@@ -155,6 +157,8 @@ def _by_ppo(bench: Bench, arm: PPOArm) -> int:
         if ppo.step in due:
             save_ppo(ppo, state)
             _record_ppo(bench, arm, ppo)
+    save_model(policy.for_saving(), state.parent / "final")
+    bench.tokenizer.save_pretrained(str(state.parent / "final"))
     return len(due)
 
 
