@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 Message = dict[str, Any]
@@ -164,6 +164,26 @@ class Group:
                     raise ValueError(
                         f"judgments[{position}] names completion {index}, but the group has {count} (0 to {count - 1})"
                     )
+
+
+def with_completions(group: Group, kept: Sequence[int]) -> Group:
+    """The group with these completions alone, in this order, and the judgments that still say something of them."""
+    place = {old: new for new, old in enumerate(kept)}
+    judgments = [moved for judgment in group.judgments if (moved := _moved(judgment, place)) is not None]
+    return replace(group, completions=tuple(group.completions[old] for old in kept), judgments=tuple(judgments))
+
+
+def _moved(judgment: Judgment, place: Mapping[int, int]) -> Judgment | None:
+    """The judgment with completions at their new places, as far as they are still there."""
+    match judgment:
+        case Comparison() if judgment.i in place and judgment.j in place:
+            return replace(judgment, i=place[judgment.i], j=place[judgment.j])
+        case Rating() | Approval() if judgment.i in place:
+            return replace(judgment, i=place[judgment.i])
+        case Ranking():
+            order = tuple(place[number] for number in judgment.order if number in place)
+            return replace(judgment, order=order) if len(order) > 1 else None
+    return None
 
 
 def plain(text: Text) -> str:

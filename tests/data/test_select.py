@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dipole.data.audit import audit
 from dipole.data.select import Pairing, accepted, best_of_n, scores, select_pairs
 from dipole.errors import ConfigError, DataError
 from dipole.group import Comparison, Completion, Group, Judgment, Rating
@@ -161,3 +162,22 @@ def test_pairs_of_rejection_sampling_are_neighbours_of_those_accepted_the_better
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any], where: str) -> None:
     with pytest.raises(ConfigError, match=where):
         Pairing(**options)
+
+
+def test_empty_answers_and_answers_that_look_alike_are_never_paired() -> None:
+    texts = ["", " Good", "good\n", "bad", " \t", "worse"]
+    group = rated([9, 3, 1, 2, -9, -5], texts=texts)
+    best = select_pairs([group], Pairing())
+    assert [completion.text for completion in best.groups[0].completions] == [" Good", "good\n", "bad", "worse"]
+    assert best.groups[0].judgments == (Comparison(i=0, j=3, annotator="judge"),)
+    assert best.counts == {"pairs": 1, "empty_completions": 2}
+    assert select_pairs([group], Pairing(policy="all_pairs")).counts == {
+        "pairs": 5,
+        "empty_completions": 2,
+        "pairs_of_equal_text": 1,
+    }
+    for policy in (Pairing(), Pairing(policy="all_pairs"), Pairing(policy="rejection", accept=4, beta=9.0)):
+        audit(select_pairs([group], policy).groups).raise_for_errors(where="pairs")
+    assert [item.completions[0].text for item in best_of_n([group])] == [" Good"]
+    nothing = select_pairs([rated([1, 2], texts=["", "  "])], Pairing())
+    assert (nothing.groups, nothing.counts) == ([], {"pairs": 0, "empty_completions": 2, "groups_without_pairs": 1})

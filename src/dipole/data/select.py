@@ -1,7 +1,8 @@
 """Which completions and which pairs of a judged group are kept: best of N, rejection sampling, pairing policies.
 
 All of it looks at one score a completion: its rating, or, where an annotator only compared, the share of its
-comparisons that it won. Pairs that say nothing (equal scores, equal texts) are dropped and counted.
+comparisons that it won. What nothing can be learned from is dropped and counted: empty completions, which models do
+write, and pairs of equal scores or of texts that are equal but for case, white space and the form of letters.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from itertools import combinations
 from typing import Literal, get_args
 
 from dipole.data.reduce import PairRelation, pair_labels
+from dipole.data.validate import fold, is_blank
 from dipole.errors import ConfigError, DataError, nearest
-from dipole.group import Comparison, Group, Rating
+from dipole.group import Comparison, Group, Rating, with_completions
 
 PolicyName = Literal["best_worst", "all_pairs", "gap", "rejection"]
 
@@ -72,8 +74,8 @@ class Selection:
 def select_pairs(groups: Iterable[Group], pairing: Pairing, *, annotator: str | None = None) -> Selection:
     """Turns judged groups into groups of chosen pairs.
 
-    A pair's judgment is a comparison with the label that the judgments give it, p above ½. Completions stay where they
-    are; groups without a pair are left out.
+    A pair's judgment is a comparison with the label that the judgments give it, p above ½. Empty completions and groups
+    without a pair are left out; other completions stay in their order.
 
     Args:
         groups: judged.
@@ -86,14 +88,14 @@ def select_pairs(groups: Iterable[Group], pairing: Pairing, *, annotator: str | 
     counts: Counter[str] = Counter()
     kept = []
     for group in groups:
-        own = _judged_by(group, annotator)
+        own = _not_empty(_judged_by(group, annotator), counts)
         values = scores(own)
         pairs = list(_informative(own, values, _candidates(own, values, pairing), counts))
         if pairs:
             counts["pairs"] += len(pairs)
             signed = annotator or _only_annotator(own)
             chosen = tuple(Comparison(i=label.i, j=label.j, p=label.p, annotator=signed) for label in pairs)
-            kept.append(replace(group, judgments=chosen))
+            kept.append(replace(own, judgments=chosen))
         else:
             counts["groups_without_pairs"] += 1
     return Selection(kept, {"pairs": 0, **counts})
@@ -140,11 +142,15 @@ def best_of(values: dict[int, float]) -> int:
 
 
 def best_of_n(groups: Iterable[Group], *, annotator: str | None = None) -> list[Group]:
-    """Groups of the best completion alone, without judgments; groups without a score are left out."""
+    """Groups of the best completion alone, without judgments; one that is empty is never it.
+
+    Groups without a score are left out.
+    """
     found = []
     for group in groups:
-        if values := scores(_judged_by(group, annotator)):
-            found.append(replace(group, completions=(group.completions[best_of(values)],), judgments=()))
+        own = _not_empty(_judged_by(group, annotator), Counter())
+        if values := scores(own):
+            found.append(replace(own, completions=(own.completions[best_of(values)],), judgments=()))
     return found
 
 
@@ -202,7 +208,7 @@ def _informative(
     labels = {frozenset((label.i, label.j)): label for label in pair_labels(group)}
     for i, j in pairs:
         label = labels.get(frozenset((i, j)))
-        if group.completions[i].text == group.completions[j].text:
+        if fold(group.completions[i].text) == fold(group.completions[j].text):
             counts["pairs_of_equal_text"] += 1
         elif values[i] == values[j] or (label is not None and label.p == 0.5):
             counts["pairs_of_equal_score"] += 1
@@ -210,6 +216,15 @@ def _informative(
             counts["pairs_not_judged"] += 1
         else:
             yield label
+
+
+def _not_empty(group: Group, counts: Counter[str]) -> Group:
+    """Without completions in which nothing can be seen; they are counted."""
+    kept = [number for number, completion in enumerate(group.completions) if not is_blank(completion.text)]
+    if empty := len(group.completions) - len(kept):
+        counts["empty_completions"] += empty
+        return with_completions(group, kept)
+    return group
 
 
 def _judged_by(group: Group, annotator: str | None) -> Group:

@@ -17,7 +17,7 @@ from dipole.data.formats import save_groups
 from dipole.data.media import media_faults
 from dipole.data.native import group_to_json
 from dipole.data.validate import faults, is_blank
-from dipole.group import Approval, Comparison, Group, Judgment, Ranking, Rating
+from dipole.group import Group, with_completions
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,11 @@ class Repair:
         kept = [number for number, answer in enumerate(group.completions) if not is_blank(answer.text)]
         if len(kept) == len(group.completions):
             return group
-        place = {old: new for new, old in enumerate(kept)}
-        judgments = [moved for judgment in group.judgments if (moved := _renumbered(judgment, place)) is not None]
-        if not judgments:
+        without = with_completions(group, kept)
+        if not without.judgments:
             return group  # and it will be dropped for its fault
         self._note(Change(group.id, f"{len(group.completions) - len(kept)} completions left out", "they are empty"))
-        completions = tuple(group.completions[number] for number in kept)
-        return replace(group, completions=completions, judgments=tuple(judgments))
+        return without
 
 
 def evaluated_prompts(groups: Iterable[Group]) -> frozenset[int]:
@@ -104,16 +102,3 @@ def write_fixed(groups: Iterable[Group], changes: list[Change], file: Path, spli
 def changes_file(file: Path) -> Path:
     """Where the changes of a fixed file are written."""
     return file.with_name(f"{file.name.removesuffix('.gz').removesuffix('.jsonl')}.changes.jsonl")
-
-
-def _renumbered(judgment: Judgment, place: Mapping[int, int]) -> Judgment | None:
-    """The judgment with completions at their new places, as far as they are still there."""
-    match judgment:
-        case Comparison() if judgment.i in place and judgment.j in place:
-            return replace(judgment, i=place[judgment.i], j=place[judgment.j])
-        case Rating() | Approval() if judgment.i in place:
-            return replace(judgment, i=place[judgment.i])
-        case Ranking():
-            order = tuple(place[number] for number in judgment.order if number in place)
-            return replace(judgment, order=order) if len(order) > 1 else None
-    return None
