@@ -203,9 +203,9 @@ class TrainConfig:
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
     """Of AdamW, on matrices only."""
-    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit", "rmsprop", "sgd"] = "adamw"
-    """``adamw_fused`` is AdamW in one kernel; ``adamw_8bit`` keeps its state in a quarter of the memory (bitsandbytes,
-    on a GPU); ``rmsprop`` is what DPO was published with; ``sgd`` keeps no state at all."""
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit", "rmsprop", "sgd"] = "adamw_fused"
+    """``adamw_fused`` is AdamW in one kernel, ``adamw`` the same in many; ``adamw_8bit`` keeps its state in a quarter
+    of the memory (bitsandbytes, on a GPU); ``rmsprop`` is what DPO was published with; ``sgd`` keeps no state."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     global_batch_size: int = 32

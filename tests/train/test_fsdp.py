@@ -27,8 +27,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "a moving reference": {"sync_reference_every": 2},
     "a moving adapter": {"sync_reference_every": 2, "peft": "lora", "reference": "copy"},
     "layers that forget": {"gradient_checkpointing": True},
-    "a fused optimizer": {"optimizer": "adamw_fused", "weight_decay": 0.1},
-    "rmsprop": {"optimizer": "rmsprop"},
+    "an optimizer that isn't fused": {"optimizer": "adamw", "weight_decay": 0.1},
+    "sgd, which feels the size of gradients": {"optimizer": "sgd", "learning_rate": 0.1},
 }
 NARROW: dict[str, dict[str, Any]] = {
     "bfloat16, all weights": {"dtype": "bfloat16", "data": "groups"},
