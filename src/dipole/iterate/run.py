@@ -14,9 +14,10 @@ import yaml
 from dipole import __version__
 from dipole.errors import ConfigError
 from dipole.generating import PARTIAL
-from dipole.iterate import evaluation, stages
+from dipole.iterate import evaluation, preflight, stages
 from dipole.iterate.folder import Round, sha256
 from dipole.iterate.presets import resolved
+from dipole.iterate.report import write_report
 from dipole.iterate.settings import IterateConfig
 from dipole.iterate.stages import Stage, Work
 from dipole.iterate.summary import Summary, summarise
@@ -31,7 +32,10 @@ TRAINING = (
     Stage("pair", lambda round: round.training, stages.pair),
     Stage("train", lambda round: round.run, stages.train),
 )
+CONFIG = "config.yaml"
+LIMITS = {"max_calls", "max_total_tokens", "max_cost", "prompt_price", "completion_price"}
 MAY_CHANGE = {"output", "rounds", "stop", "sampler.batch_size", "training.max_tokens_per_microbatch"}
+MAY_CHANGE |= {"max_invalid", "threads", "timeout", *LIMITS}
 """Options that don't touch what is there already; ``rounds`` does where it says how the prompts are shared out."""
 
 
@@ -53,17 +57,22 @@ def iterate(config: IterateConfig, progress: Progress | None = None) -> Summary:
     config = resolved(config)
     assert config.rounds is not None
     output = Path(config.output)
-    stages.pairing_of(config, 0)  # says at once what would be wrong in hours
+    work = Work(config, output, progress)
+    preflight.check_options(work)
     if output.exists() and not output.is_dir():
         raise ConfigError("this is a file, but rounds are a folder", where=f"--output {output}")
     with locked(output, progress.say):
+        if not any(output.glob("round-*")):  # nothing was made yet that other options could contradict
+            preflight.check_judges(work)
+            for left in (output / CONFIG, work.all_prompts):
+                left.unlink(missing_ok=True)
         _keep_config(config, output)
-        work = Work(config, output, progress)
-        stages.split_prompts(work)
+        stages.split_prompts(work, preflight.check_prompts)
         summary = None
         for number in range(config.rounds + 1):
             run_round(work, work.round(number))
             summary = summarise(config, output, number)
+            write_report(summary)
             for sentence in summary.rounds[-1].warnings:
                 progress.say(f"Round {number}: {sentence}.")
             if summary.stopped is not None:
@@ -113,7 +122,7 @@ def _keep_config(config: IterateConfig, output: Path) -> None:
     Raises:
         ConfigError: an option that matters was another.
     """
-    path = output / "config.yaml"
+    path = output / CONFIG
     settings = asdict(config)
     if path.exists():
         then, new = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(_plain(settings))

@@ -129,6 +129,22 @@ class IterateConfig:
     """``chat`` wraps plain-text prompts in the model's chat template."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """As in training."""
+    max_invalid: float = 0.2
+    """Stop when a judge gives no valid verdict on a larger share of a round's pairs."""
+    threads: int = 8
+    """Questions to a judge behind a URL at a time."""
+    timeout: float = 120.0
+    """Seconds that such a server may take for a reply."""
+    max_calls: int | None = None
+    """Most calls to servers, all rounds together and failed ones included. It may be raised later."""
+    max_total_tokens: int | None = None
+    """Most tokens of prompts and replies together, likewise."""
+    max_cost: float | None = None
+    """Most money, in the unit of the prices, likewise."""
+    prompt_price: float | None = None
+    """Price of a million tokens of prompts."""
+    completion_price: float | None = None
+    """Price of a million tokens of replies."""
     seed: int = 0
     """Of the split, the samples and training."""
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
@@ -157,6 +173,8 @@ class IterateConfig:
         for name, (value, minimum) in least.items():
             if value is not None and value < minimum:
                 raise ConfigError(f"has to be at least {minimum}, not {value}", where=f"--{name}")
+        if not 0 <= self.max_invalid <= 1:
+            raise ConfigError(f"a share lies between 0 and 1, not {self.max_invalid}", where="--max_invalid")
         if self.stop.held_out_falls and self.held_out_judge is None:
             raise ConfigError(
                 "there is no held-out judge", where="--stop.held_out_falls", remedy="Give --held_out_judge"

@@ -15,6 +15,7 @@ from dipole.data.growing import GrowingGroups
 from dipole.data.select import Pairing, select_pairs
 from dipole.data.splits import assign_splits
 from dipole.errors import ConfigError, DataError
+from dipole.feedback.budget import Limits
 from dipole.feedback.judge import Judge, Pair, all_pairs, judge_groups
 from dipole.feedback.registry import JudgeOptions, open_judge
 from dipole.generating import PARTIAL, LocalSampler, generate_groups
@@ -74,16 +75,23 @@ class Stage:
     run: Callable[[Work, Round], dict[str, Any]]
 
 
-def split_prompts(work: Work) -> None:
+def split_prompts(work: Work, check: Callable[[Work, Sequence[Group]], None]) -> None:
     """Divides the prompts into those that are trained on and those that are evaluated on, before anything else.
 
+    Args:
+        work: the rounds.
+        check: raises for a prompt that nothing can be written to.
+
     Raises:
-        DataError: one side is empty.
+        DataError: one side is empty, or the rounds there were made with other prompts.
         ConfigError: there are fewer prompts than the rounds need.
     """
     config = work.config
-    if not work.all_prompts.exists():
+    if work.all_prompts.exists():
+        _check_same_prompts(work)
+    else:
         bare = [replace(group, completions=(), judgments=()) for group in load_groups(config.prompts)]
+        check(work, bare)
         groups = assign_splits(bare, eval_share=config.eval_share, seed=config.seed)
         groups = [replace(group, split="eval" if is_held_out(group.split) else "train") for group in groups]
         for split in ("train", "eval"):
@@ -95,6 +103,21 @@ def split_prompts(work: Work) -> None:
                 )
         save_groups(groups, work.all_prompts)
     share(work, round_of(work.output, 1))
+
+
+def _check_same_prompts(work: Work) -> None:
+    """A file that has gone is none of the rounds' business: they have their own copy."""
+    source = Path(work.config.prompts)
+    if not source.exists():
+        return
+    now, then = ({group.id: group.prompt for group in load_groups(path)} for path in (source, work.all_prompts))
+    if now != then:
+        changed = next(id for id in (*then, *now) if now.get(id) != then.get(id))
+        raise DataError(
+            f"its rounds were made with other prompts: '{changed}' has changed",
+            where=str(source),
+            remedy="Restore the file, or use another --output",
+        )
 
 
 def share(work: Work, round: Round) -> list[Group]:
@@ -126,11 +149,26 @@ def choose_prompts(work: Work, round: Round) -> dict[str, Any]:
 
 def generate(work: Work, round: Round) -> dict[str, Any]:
     """Samples from the last round's policy."""
-    settings = work.config.sampler
-    assert settings.num_completions is not None
+    count = work.config.sampler.num_completions
+    assert count is not None
+    saved = open_policy(work, round.number - 1)
+    sampling = sampling_of(work.config, work.seed(round.number))
+    sampler = LocalSampler(saved, sampling, prompt_format=work.config.prompt_format)
+    prompts = load_groups(round.prompts)
+    groups = generate_groups(prompts, sampler, round.groups, num_completions=count, progress=work.progress)
+    return {"policy": saved.fingerprint, "completions": sum(len(group.completions) for group in groups)}
+
+
+def sampling_of(config: IterateConfig, seed: int) -> Sampling:
+    """The resolved settings of the sampler.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+    settings = config.sampler
     assert settings.temperature is not None
     assert settings.top_p is not None
-    sampling = Sampling(
+    return Sampling(
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=settings.top_k,
@@ -138,18 +176,8 @@ def generate(work: Work, round: Round) -> dict[str, Any]:
         stop=settings.stop,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
-        seed=work.seed(round.number),
+        seed=seed,
     )
-    saved = open_policy(work, round.number - 1)
-    sampler = LocalSampler(saved, sampling, prompt_format=work.config.prompt_format)
-    groups = generate_groups(
-        load_groups(round.prompts),
-        sampler,
-        round.groups,
-        num_completions=settings.num_completions,
-        progress=work.progress,
-    )
-    return {"policy": saved.fingerprint, "completions": sum(len(group.completions) for group in groups)}
 
 
 def judge(work: Work, round: Round) -> dict[str, Any]:
@@ -245,7 +273,7 @@ def judged_groups(
     missing = [group for group in groups if group.id not in done]
     work.progress.stage(f"Judging with {judge.name}", total=len(groups))
     work.progress.advance(len(done))
-    for group in judge_groups(judge, missing, pairs, work.progress):
+    for group in judge_groups(judge, missing, pairs, work.progress, max_invalid=work.config.max_invalid):
         growing.append([group])
     found = {group.id: group for group in growing.groups}
     judged = [found[group.id] for group in groups]
@@ -270,8 +298,26 @@ def open_policy(work: Work, number: int) -> SavedPolicy:
     return load_policy(model, adapter=adapter, dtype=work.config.dtype)
 
 
-def open_named(work: Work, spelling: str, number: int) -> Judge:
-    """A judge by its name; ``self`` is the policy of the round ``number``.
+def judge_options(work: Work, *, keep: bool = True) -> JudgeOptions:
+    """What judges are opened with; replies are kept in the rounds' folder.
+
+    Raises:
+        ConfigError: a limit is out of range, or one on money has no prices.
+    """
+    config = work.config
+    limits = Limits(
+        max_calls=config.max_calls,
+        max_total_tokens=config.max_total_tokens,
+        max_cost=config.max_cost,
+        prompt_price=config.prompt_price,
+        completion_price=config.completion_price,
+    )
+    cache = work.output / "replies.sqlite" if keep else None
+    return JudgeOptions(cache=cache, limits=limits, threads=config.threads, timeout=config.timeout)
+
+
+def open_named(work: Work, spelling: str, number: int, *, keep: bool = True) -> Judge:
+    """A judge by its name; ``self`` is the policy of the round ``number``. Its replies are kept, or not.
 
     Raises:
         ConfigError: there is no such judge.
@@ -282,7 +328,7 @@ def open_named(work: Work, spelling: str, number: int) -> Judge:
         spelling = f"model:{model if adapter is None else adapter}{question}{settings}"
     elif kind == f"model:{EMBEDDED}":
         spelling = f"model:{located(EMBEDDED, work.progress)}{question}{settings}"
-    return open_judge(spelling, JudgeOptions(cache=work.output / "replies.sqlite"))
+    return open_judge(spelling, judge_options(work, keep=keep))
 
 
 def facts_of(paths: Iterable[Path]) -> dict[str, str]:

@@ -12,11 +12,10 @@ def run(config: IterateConfig) -> int:
 
     with terminal.progress() as progress:
         progress.stage("Starting")
-        from dipole.iterate.report import table, write_report
+        from dipole.iterate.report import table
         from dipole.iterate.run import iterate
 
         summary = iterate(config, progress)
-        report = write_report(summary)
     terminal.show_table(*table(summary, brief=True))
     for row in summary.rounds:
         for sentence in row.warnings:
@@ -24,7 +23,7 @@ def run(config: IterateConfig) -> int:
     if summary.stopped is not None:
         terminal.show(f"Stopped early: {summary.stopped}.")
     terminal.show(f"Policy: {summary.policy}")
-    terminal.show(f"Report: {report}")
+    terminal.show(f"Report: {summary.output / 'report.html'}")
     return 0
 
 
