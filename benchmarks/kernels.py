@@ -1,4 +1,4 @@
-"""The head and attention alone, beside plain implementations: ``python benchmarks/head_and_attention.py --help``.
+"""The head, attention and the optimizer alone, beside plain implementations: ``python benchmarks/kernels.py --help``.
 
 Every measurement is a process of its own, so that its peak memory is its own.
 """
@@ -9,6 +9,8 @@ import argparse
 import gc
 import json
 import multiprocessing
+import os
+import platform
 import random
 import sys
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent / "versus"))
 
 import torch
-from measure import matrix_rate, now, peak_bytes
+from measure import matrix_rate, now, peak_bytes, processor_seconds
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -33,6 +35,8 @@ from dipole.policy.head import HeadInput, chunked_logprobs
 HIDDEN, HEADS, SHARED_HEADS, HEAD_SIZE = 576, 9, 3, 64
 VOCABULARIES = (32_768, 65_536, 131_072, 262_144)
 TOKENS = (2_048, 8_192, 32_768, 65_536)
+WEIGHTS = 32 * 1024 * HIDDEN * 2
+PARTS = ("vocabularies", "attention", "tokens", "optimizer")
 
 
 def fused_head(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -120,16 +124,41 @@ def measure_attention(
     return found | {"tokens": float(sum(len(batch.input_ids) for batch in batches))}
 
 
+OPTIMIZER_KINDS: dict[str, dict[str, bool]] = {"one kernel": {"fused": True}, "PyTorch's default": {}}
+
+
+def measure_optimizer(kind: str, tokens: int, repeats: int, threads: int) -> dict[str, float]:
+    """A step of AdamW over so many weights, in matrices of a small model's size."""
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = (HIDDEN, tokens // HIDDEN // 32)
+    weights = [torch.randn(shape, device=device, requires_grad=True) for _ in range(32)]
+    gradients = [torch.randn_like(weight) for weight in weights]
+    optimizer = torch.optim.AdamW(weights, lr=1e-6, **OPTIMIZER_KINDS[kind])
+
+    def run() -> None:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+
+    return _time(run, weights, repeats, device)
+
+
 def _time(run: Callable[[], None], leaves: Any, repeats: int, device: str) -> dict[str, float]:
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(repeats + 1):  # the first one only warms up
-        began = now()
+        began, cpu_began = now(), processor_seconds()
         run()
         seconds.append(now() - began)
+        cpu_seconds.append(processor_seconds() - cpu_began)
         for leaf in leaves:
             leaf.grad = None
         gc.collect()
-    return {"seconds": min(seconds[1:]), "peak_gb": peak_bytes(device) / 1e9}
+    return {
+        "seconds": min(seconds[1:]),
+        "cpu_seconds": min(cpu_seconds[1:]),
+        "peak_gb": peak_bytes(device) / 1e9,
+    }
 
 
 def apart(function: Callable[..., dict[str, float]], **arguments: Any) -> dict[str, float]:
@@ -139,38 +168,46 @@ def apart(function: Callable[..., dict[str, float]], **arguments: Any) -> dict[s
         return pool.submit(function, **arguments).result()
 
 
+MEASURES: dict[str, Callable[..., dict[str, float]]] = {
+    "head": measure_head,
+    "attention": measure_attention,
+    "AdamW": measure_optimizer,
+}
+
+
 def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     """All measurements, as rows of the table; each is printed when it is known."""
     shared = {"repeats": options.repeats, "threads": options.threads}
     rows: list[dict[str, Any]] = []
 
     def add(what: str, **arguments: Any) -> None:
-        function = measure_head if what == "head" else measure_attention
-        rows.append({"what": what} | arguments | apart(function, **arguments, **shared))
+        rows.append({"what": what} | arguments | apart(MEASURES[what], **arguments, **shared))
         print(_line(rows[-1]), flush=True)
 
-    for vocabulary in VOCABULARIES[: options.sizes]:
+    for vocabulary in VOCABULARIES[: options.sizes] if "vocabularies" in options.parts else ():
         for trained in (True, False):
             for kind in HEAD_KINDS:
                 add("head", kind=kind, tokens=options.tokens, vocabulary=vocabulary, hidden=HIDDEN, trained=trained)
-    for kind in ATTENTION_KINDS:
+    for kind in ATTENTION_KINDS if "attention" in options.parts else ():
         add("attention", kind=kind, tokens=4096)
-    for tokens in TOKENS[: options.sizes]:
+    for tokens in TOKENS[: options.sizes] if "tokens" in options.parts else ():
         add("head", kind="fused", tokens=tokens, vocabulary=VOCABULARIES[0], hidden=64, trained=True)
         add("attention", kind="planned", tokens=tokens, budget=4096)
+    for kind in OPTIMIZER_KINDS if "optimizer" in options.parts else ():
+        add("AdamW", kind=kind, tokens=WEIGHTS)
     return rows
 
 
 def _line(row: dict[str, Any]) -> str:
     settings = ", ".join(f"{key} {row[key]}" for key in ("vocabulary", "hidden", "trained", "budget") if key in row)
-    a_thousand = 1e6 * row["seconds"] / row["tokens"]
+    a_thousand = 1e6 * row["cpu_seconds"] / row["tokens"]
     return (
-        f"| {row['what']} | {row['kind']} | {row['tokens']:.0f} | {settings} | {row['seconds']:.3f} | {a_thousand:.1f}"
-        f" | {row['peak_gb']:.2f} |"
+        f"| {row['what']} | {row['kind']} | {row['tokens']:.0f} | {settings} | {row['seconds']:.3f}"
+        f" | {row['cpu_seconds']:.3f} | {a_thousand:.1f} | {row['peak_gb']:.2f} |"
     )
 
 
-HEADER = "| what | kind | tokens | settings | s | ms per 1,000 tokens | peak GB |\n" + "|---" * 7 + "|"
+HEADER = "| what | kind | tokens or weights | settings | s | CPU s | CPU ms per 1,000 | peak GB |\n" + "|---" * 8 + "|"
 
 
 def main() -> None:
@@ -179,15 +216,29 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, default=4, help="how many of each row of sizes (default: all 4)")
     parser.add_argument("--repeats", type=int, default=3, help="the best one counts (default: 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="the head over vocabularies; attention beside a dense mask; both over tokens; AdamW (default: all)",
+    )
     parser.add_argument("--output", type=Path, help="of the results (default: a new file in benchmarks/results)")
     options = parser.parse_args()
     began = datetime.now(UTC)
     rate = matrix_rate("cuda" if torch.cuda.is_available() else "cpu") / 1e9
     print(f"matrix rate: {rate:.0f} GFLOP/s\n\n{HEADER}", flush=True)
     rows = rows_of(options)
-    path = options.output or Path(__file__).parent / "results" / f"head-and-attention-{began:%Y%m%d-%H%M}.json"
+    path = options.output or Path(__file__).parent / "results" / f"kernels-{began:%Y%m%d-%H%M}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"date": began.isoformat(timespec="seconds"), "torch": torch.__version__, "matrix_gflops": rate}
+    facts = {
+        "date": began.isoformat(timespec="seconds"),
+        "command": " ".join(["python benchmarks/kernels.py", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "matrix_gflops": rate,
+    }
     path.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
     path.with_suffix(".md").write_text("\n".join([HEADER, *map(_line, rows), "", str(facts), ""]))
     print(f"\n{path}")
