@@ -244,14 +244,15 @@ class LocalSampler:
         )
 
     def _check_room(self, group: Group, tokens: int) -> None:
-        config = self._saved.policy.transformer.config.get_text_config()
-        room = getattr(config, "max_position_embeddings", None)
+        from dipole.policy.load import position_limit
+
+        room, why = position_limit(self._saved.policy.transformer.config)
         wanted = tokens + self._sampling.max_new_tokens
         if tokens and (room is None or wanted <= room):
             return
         raise DataError(
             f"its prompt has {tokens} tokens, which with {self._sampling.max_new_tokens} new ones are more than the"
-            f" {room} that the model takes"
+            f" {room} that the model takes{why and f' ({why})'}"
             if tokens
             else "its prompt is empty",
             where=f"group '{group.id}'",

@@ -13,7 +13,7 @@ from conftest import build_exact_model, build_groups
 from dipole.data.batch import pack
 from dipole.errors import ConfigError
 from dipole.policy.attention import plan_attention, planned_mask, shared_prompt_attention
-from dipole.policy.load import load_model
+from dipole.policy.load import load_model, position_limit
 from dipole.policy.logprobs import Policy, check_engine, plain_logprobs
 
 GROUPS = build_groups((5, [4, 1, 9]), (12, [3, 8]), (1, [2, 2]))
@@ -135,6 +135,32 @@ def test_a_model_without_the_interface_is_refused_by_name() -> None:
     config = transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
     with pytest.raises(ConfigError, match="BloomForCausalLM doesn't attend through"):
         Policy(AutoModelForCausalLM.from_config(config))
+
+
+LONGROPE = SHAPE | {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+def test_positions_that_depend_on_the_length_are_right_up_to_where_they_change() -> None:
+    """Phi-3's angles are others for all tokens of a sequence beyond 32; a row of short and long ones has one set."""
+    policy = policy_of("Phi3Config", LONGROPE)
+    assert position_limit(policy.transformer.config)[0] == 32
+    check_engine(policy, pack(build_groups((5, [4]), (20, [12, 3]))), tolerance=1e-5)
+    with pytest.raises(ConfigError, match="doesn't compute Phi3ForCausalLM correctly"):
+        check_engine(policy, pack(build_groups((5, [4]), (20, [14, 3]))), tolerance=1e-3)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("LlamaConfig", 128), ("Gemma3TextConfig", 128)])
+def test_other_models_take_all_their_positions(name: str, limit: int) -> None:
+    assert position_limit(getattr(transformers, name)(**SHAPE)) == (limit, "")
 
 
 def test_a_model_that_plain_attention_calls_cannot_compute_is_loaded(tmp_path: Any) -> None:

@@ -129,6 +129,17 @@ def test_a_model_s_key_is_its_weights_configuration_and_precision() -> None:
     assert len({first, key(rms_norm_eps=1e-3), model_key(model, "other", "no"), model_key(model, "", "bf16")}) == 4
 
 
+def test_a_buffer_that_is_saved_is_part_of_the_weights_and_others_are_not() -> None:
+    """As DeepSeek's router adds to its scores; angles of positions aren't saved, and follow from the configuration."""
+    models = [build_model(64) for _ in range(4)]
+    for model, value in zip(models[1:], (0.0, 1.0, 1.0), strict=True):
+        model.model.register_buffer("bias", torch.tensor(value))
+    models[3].model.register_buffer("angles", torch.tensor(2.0), persistent=False)
+    plain, zero, one, same = map(fingerprint, models)
+    assert len({plain, zero, one}) == 3
+    assert same == one
+
+
 def test_whole_distributions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="distributions"):
         Cached(LogpStore(tmp_path, []), refused).head_input(BATCH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from tiny_runs import (
     write_groups,
 )
 
+from conftest import build_groups
 from dipole.errors import ConfigError
 from dipole.objective import LOSSES
 from dipole.policy.cached import Cached
 from dipole.train.loop import steps
+from dipole.train.references import only
 from dipole.train.run import train
 from dipole.train.setup import prepare
 
@@ -69,6 +72,22 @@ def test_new_data_adds_what_is_new(tiny_folder: Path, data: Path, tmp_path: Path
     prepare(tiny_config(tiny_folder, more, tmp_path / "b", reference="cached"), told)
     assert "Computing the reference, once" in told.stages
     assert len(list(cache.rglob("*.safetensors"))) == 2
+
+
+def test_of_a_group_with_known_completions_only_the_others_are_computed() -> None:
+    (first, second, third) = build_groups((4, [3, 3, 2]), (4, [5, 1]), (2, [1]))
+    second = replace(second, prompt_ids=first.prompt_ids, completion_ids=(*first.completion_ids[:2], (7, 7), (7, 7)))
+    known = {(group.prompt_ids, ids) for group in (first, third) for ids in group.completion_ids}
+    sequences = {(group.prompt_ids, ids) for group in (first, second, third) for ids in group.completion_ids}
+    assert [(group.id, group.completion_ids) for group in only([first, second, third], list(sequences - known))] == [
+        (second.id, ((7, 7),))
+    ]
+    everything = only([second, first, third], list(sequences))
+    assert [group.completion_ids for group in everything] == [
+        (*first.completion_ids[:2], (7, 7)),
+        first.completion_ids[2:],
+        third.completion_ids,
+    ]
 
 
 def test_kto_s_mismatched_completions_are_cached_too(tiny_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import Recorder, prepared, rows, tiny_config, write_for, write_groups
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from conftest import build_model, build_tokenizer
 from dipole.config import train_config
@@ -114,6 +123,25 @@ def test_max_length_is_what_the_model_takes_at_most(tiny_folder: Path, data: Pat
     with pytest.raises(ConfigError, match="takes 512 tokens, fewer than 513") as caught:
         prepared(tiny_config(tiny_folder, data, tmp_path, max_length=513))
     assert caught.value.where == "--max_length"
+
+
+def test_positions_that_depend_on_a_sequence_s_length_end_where_they_change(data: Path, tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+    config = Phi3Config(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        original_max_position_embeddings=64,
+        rope_parameters=rope | {"original_max_position_embeddings": 64},
+        pad_token_id=0,
+    )
+    model = save(Phi3ForCausalLM(config), tmp_path / "model")
+    assert prepared(tiny_config(model, data, tmp_path / "a", max_length=None)).config.max_length == 64
+    with pytest.raises(ConfigError, match=r"takes 64 tokens, fewer than 65: beyond that.*longrope"):
+        prepared(tiny_config(model, data, tmp_path / "b", max_length=65))
 
 
 def test_a_tokenizer_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dipole.errors import DataError
 from dipole.feedback.cache import content_key
 from dipole.group import Group, Message, plain
 from dipole.policy.generate import Sampling, sample
+from dipole.policy.load import position_limit
 from dipole.policy.logprobs import check_engine, sum_by_completion
 from dipole.policy.reference import AdapterOff
 from dipole.policy.saved import load_policy
@@ -40,8 +41,7 @@ class LocalModel:
     def __init__(self, path: str, *, max_length: int | None = None) -> None:
         self._saved = load_policy(path)
         self.policy, self.tokenizer = self._saved.policy, self._saved.tokenizer
-        config = self.policy.transformer.config.get_text_config()
-        most = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
+        most = position_limit(self.policy.transformer.config)[0] or DEFAULT_LENGTH
         self.max_length = min(max_length or DEFAULT_LENGTH, most)
         tolerance = 1e-3 if self.policy.transformer.dtype == torch.float32 else 0.5
         check_engine(self.policy, _probe().to(self.policy.device), tolerance=tolerance)

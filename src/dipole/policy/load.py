@@ -11,8 +11,15 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import ConfigError
@@ -73,20 +80,41 @@ def load_model(
     return loaded
 
 
+def position_limit(config: PretrainedConfig) -> tuple[int | None, str]:
+    """Most tokens of a sequence, ``None`` if a model doesn't say, and why they aren't more, or nothing.
+
+    Some turn positions by angles that depend on how long the whole sequence is (``longrope``, as in Phi-3). A row of
+    many sequences has one set of angles, so such a model is computed right up to the length at which they change.
+    """
+    text = config.get_text_config()
+    limit: int | None = getattr(text, "max_position_embeddings", None)
+    ropes = getattr(text, "rope_parameters", None) or {}
+    for rope in [ropes, *(part for part in ropes.values() if isinstance(part, dict))]:
+        if "longrope" in str(rope.get("rope_type")):
+            original: int | None = rope.get("original_max_position_embeddings")
+            if original is not None and (limit is None or original < limit):
+                return original, "beyond that, angles of positions depend on each sequence's length (longrope)"
+    return limit, ""
+
+
 def max_positions(name: str, allowed: Allowed = NOTHING) -> int | None:
-    """Most tokens that the model takes, from its config alone; ``None`` if it doesn't say.
+    """Most tokens that the engine takes of the model's, from its config alone; ``None`` if it doesn't say.
 
     Raises:
         ConfigError: there is no such model.
     """
+    return max_positions_and_why(name, allowed)[0]
+
+
+def max_positions_and_why(name: str, allowed: Allowed = NOTHING) -> tuple[int | None, str]:
+    """The same, with what ``position_limit`` gives as the reason."""
     place = locate(name, allowed)
     with quietly():
         try:
             config = AutoConfig.from_pretrained(place.source, trust_remote_code=allowed.remote_code)
         except (OSError, ValueError) as fault:
             raise _not_loadable("model", name, fault) from fault
-    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return positions
+    return position_limit(config)
 
 
 def load_tokenizer(name: str, allowed: Allowed = NOTHING) -> PreTrainedTokenizerBase:
@@ -122,12 +150,22 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of all weights: what makes two models the same. Parameters are visited by name, buffers left out."""
+    """A hash of all weights: what makes two models the same. By name; of buffers, those that are saved with it."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for name, tensor in sorted([*model.named_parameters(), *_saved_buffers(model)]):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
+
+
+def _saved_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Such as what DeepSeek's router adds to its scores; not angles of positions, which follow from the settings."""
+    return [
+        (f"{path}.{name}" if path else name, buffer)
+        for path, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    ]
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -22,7 +22,7 @@ from dipole.group import Group, plain
 from dipole.objective import Loss
 from dipole.objective.constraints import Constraint, ConstraintFunction, named_constraints
 from dipole.policy.adapters import settled
-from dipole.policy.load import load_tokenizer, max_positions
+from dipole.policy.load import load_tokenizer, max_positions, max_positions_and_why
 from dipole.policy.locate import allowed_by, check_weights
 from dipole.policy.reward import separate_padding
 from dipole.progress import Progress
@@ -227,14 +227,15 @@ def with_max_length(config: TrainConfig) -> TrainConfig:
     Raises:
         ConfigError: the model takes fewer tokens.
     """
-    longest = max_positions(config.model, allowed_by(config))
+    longest, why = max_positions_and_why(config.model, allowed_by(config))
     if longest is not None and config.peft.num_virtual_tokens is not None:
         longest -= config.peft.num_virtual_tokens
     if config.max_length is None:
         return replace(config, max_length=DEFAULT_LENGTH if longest is None else min(DEFAULT_LENGTH, longest))
     if longest is not None and config.max_length > longest:
         raise ConfigError(
-            f"the model takes {longest} tokens{_beside_virtual(config)}, fewer than {config.max_length}",
+            f"the model takes {longest} tokens{_beside_virtual(config)}, fewer than {config.max_length}"
+            f"{why and f': {why}'}",
             where="--max_length",
             remedy=f"Use at most {longest}",
         )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from dipole.data.batch import PackedBatch, pack
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError
+from dipole.policy.load import position_limit
 
 NAMES = ("input_ids", "attention_mask", "completion_mask")
 
@@ -44,13 +45,14 @@ def check_fits(batch: PackedBatch, model: PreTrainedModel) -> None:
     """Raises a ``ConfigError`` for token ids that the model doesn't embed, and sequences beyond its positions."""
     embeddings: Any = model.get_input_embeddings()
     vocabulary = embeddings.weight.shape[0]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    limit, why = position_limit(model.config)
+    positions = limit or math.inf
     for row, (prompt, completion) in enumerate(batch.sequences):
         ids = (*prompt, *completion)
         if not all(0 <= token < vocabulary for token in ids):
             raise _wrong(f"row {row} has the token {max(ids)}, but the model embeds {vocabulary}")
         if len(ids) > positions:
-            raise _wrong(f"row {row} has {len(ids)} tokens, but the model takes {positions}")
+            raise _wrong(f"row {row} has {len(ids)} tokens, but the model takes {positions}", why or None)
 
 
 def _group(row: int, ids: Tensor, attended: Tensor, completion: Tensor) -> TokenizedGroup:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dipole.config import TrainConfig
-from dipole.data.batch import PackedBatch, micro_batches, pack
+from dipole.data.batch import PackedBatch, PromptAndCompletion, micro_batches, pack
 from dipole.data.tokenize import TokenizedGroup
 from dipole.errors import ConfigError, TrainingFault
 from dipole.objective import Loss
@@ -69,8 +69,9 @@ def reference_of_run(
         live: Callable[[], Reference] = lambda: with_own_model(policy)  # noqa: E731
     else:
         live = lambda: _loaded_again(config, load, weights)  # noqa: E731
-    lacking = [any((group.prompt_ids, ids) not in store for ids in group.completion_ids) for group in wanted]
-    missing = [group for group, lacks in zip(wanted, ranks.from_first(lacking), strict=True) if lacks]
+    different = list(dict.fromkeys(sequences))
+    lacking = ranks.from_first([sequence not in store for sequence in different])
+    missing = only(wanted, [sequence for sequence, lacks in zip(different, lacking, strict=True) if lacks])
     if missing:
         _fill(store, missing, config, policy, accelerator, ranks, progress)
         ranks.wait()
@@ -78,6 +79,17 @@ def reference_of_run(
         progress.say("The reference's log-probabilities are in the cache.")
     anyone: dict[str, Any] = {"anyone": ranks.anyone} if ranks.lockstep else {}
     return Cached(store if ranks.count == 1 else LogpStore(folder, sequences), live, **anyone)
+
+
+def only(groups: Sequence[TokenizedGroup], lacking: Sequence[PromptAndCompletion]) -> list[TokenizedGroup]:
+    """The groups with what is lacking alone, each completion once; a prompt whose completions are known isn't there."""
+    left, kept = set(lacking), []
+    for group in groups:
+        found = tuple(ids for ids in dict.fromkeys(group.completion_ids) if (group.prompt_ids, ids) in left)
+        left -= {(group.prompt_ids, ids) for ids in found}
+        if found:
+            kept.append(TokenizedGroup(id=group.id, prompt_ids=group.prompt_ids, completion_ids=found, relations=()))
+    return kept
 
 
 def _fill(
