@@ -151,6 +151,7 @@ USAGE = {
     "a word for a rate": (["train", *NEEDED, "--learning_rate", "x"], "--learning_rate: has to be a number, not 'x'"),
     "maybe": (["train", *NEEDED, "--resume", "maybe"], "--resume: has to be true or false, not 'maybe'"),
     "no such choice": (["train", *NEEDED, "--peft.method", "x"], "--peft.method: has to be one of none, lora, "),
+    "no such choice where one may be left out": (["iterate", "--preset", "x"], "--preset: has to be one of snorkel, "),
     "too small": (["train", *NEEDED, "--max_steps", "0"], "--max_steps: has to be at least 1, not 0"),
     "no such format": (
         ["convert", "a", "--to", "x", "--output", "b"],

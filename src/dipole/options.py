@@ -264,7 +264,8 @@ def _in_plain_words(
 
 
 def _wanted(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
+    for part in (hint, *get_args(hint)):  # a choice that may be left out is a union with None
+        if get_origin(part) is Literal:
+            return "one of " + ", ".join(map(str, get_args(part)))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return next(words for kind, words in names.items() if kind is hint or kind in get_args(hint))
