@@ -6,11 +6,14 @@ Reads ``samples.jsonl`` and ``held_out.jsonl``, writes ``evaluation.json``. Noth
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dipole.evaluate.calibration import brier, slope
+from dipole.evaluate.diversity import SET, distinct, self_bleu, sets_of
 from dipole.evaluate.run_folder import Measure
 from dipole.evaluate.stats import Estimate, kl, mean, paired_difference, share, verdict
 
@@ -24,15 +27,18 @@ def measure_run(run: Path) -> list[Measure]:
     """Measures a finished run and writes ``evaluation.json``.
 
     Returns:
-        Its rows: held-out accuracy where there is held-out data; score, KL, length and endings where there are samples.
+        Its rows: held-out accuracy, margin, calibration and displacement where there is held-out data; score, KL,
+        length, endings and diversity where there are samples.
     """
     every_row, samples = _stages(run / "held_out.jsonl"), _stages(run / "samples.jsonl")
     held_out = _finite_pairs(*every_row)
     measures = [
         *_accuracy(*held_out),
+        *_margins(*held_out),
         *_scores(*samples),
         *_kl([row for row in samples[1] if _is_finite(row)]),
         *_shape(*samples),
+        *_diversity(*samples),
         *_displacement(held_out[1]),
     ]
     notes = [*_not_finite(every_row[1], held_out[1], samples[1]), *_notes(held_out[1], samples[1])]
@@ -100,6 +106,42 @@ def _accuracy(before: Rows, after: Rows) -> list[Measure]:
     return measures
 
 
+def _margins(before: Rows, after: Rows) -> list[Measure]:
+    """The margin of implicit rewards, and σ(margin) as a probability beside the share of people that it is to be."""
+    kept = [[row for row in stage if "prob" in row and "rewards/margins" in row] for stage in (before, after)]
+    if not kept[1]:
+        return []
+    margins, shares, groups = (
+        [[row[name] for row in stage] for stage in kept] for name in ("rewards/margins", "prob", "id")
+    )
+    briers = [brier(*columns) for columns in zip(margins, shares, strict=True)]
+
+    def change(name: str, what: str, unit: str, values: list[list[float]]) -> Measure:
+        old, new = (mean(side, ids) if side else None for side, ids in zip(values, groups, strict=True))
+        difference = paired_difference(values[1], values[0], groups[1]) if len(values[0]) == len(values[1]) else None
+        return Measure(name, what, unit, old, new, difference, None)
+
+    return [
+        change("Margin", "Implicit reward of held-out chosen answers minus that of rejected ones.", "reward", margins),
+        change(
+            "Brier score of σ(margin)",
+            "Mean squared distance of σ(margin) from the share of people who prefer the chosen answer.",
+            "",
+            briers,
+        ),
+        Measure(
+            "Calibration slope",
+            "What margins would have to be multiplied by for σ(margin) to fit people best: 1 is calibrated, below 1 is"
+            " too sure, above 1 not sure enough.",
+            "",
+            None,
+            slope(margins[1], shares[1], groups[1]),
+            None,
+            None,
+        ),
+    ]
+
+
 def _scores(before: Rows, after: Rows) -> list[Measure]:
     """The mean score of samples, where somebody scored them."""
     if not after or any(row.get("score") is None for row in (*before, *after)):
@@ -141,6 +183,43 @@ def _shape(before: Rows, after: Rows) -> list[Measure]:
             None,
         ),
     ]
+
+
+def _diversity(before: Rows, after: Rows) -> list[Measure]:
+    """How different samples are from each other, four at a time."""
+    sets = sets_of([row["prompt"] for row in after])
+    if not sets:
+        return []
+    stages = [before, after] if len(before) == len(after) else [after]
+    texts = [[[str(stage[place]["completion"]) for place in places] for places in sets] for stage in stages]
+    prompts = _clusters([after[places[0]] for places in sets])
+    found = []
+    for name, what, function in _DIVERSITY:
+        values = [[function(part) for part in stage] for stage in texts]
+        known = [number for number in range(len(sets)) if all(stage[number] is not None for stage in values)]
+        if not known:
+            continue
+        clusters = None if prompts is None else [prompts[number] for number in known]
+        columns = [[stage[number] or 0.0 for number in known] for stage in values]
+        old = mean(columns[0], clusters) if len(columns) == 2 else None
+        difference = paired_difference(columns[1], columns[0], clusters) if len(columns) == 2 else None
+        found.append(Measure(name, what, "share", old, mean(columns[-1], clusters), difference, None))
+    return found
+
+
+_DIVERSITY: tuple[tuple[str, str, Callable[[Sequence[str]], float | None]], ...] = (
+    ("Distinct words", f"Different ones among the words of {SET} samples.", partial(distinct, n=1)),
+    (
+        "Distinct pairs of words",
+        f"Different ones among the neighbouring words of {SET} samples.",
+        partial(distinct, n=2),
+    ),
+    (
+        "Self-BLEU",
+        f"How alike {SET} samples are: BLEU of each against the others, 1 where all are the same.",
+        self_bleu,
+    ),
+)
 
 
 def _displacement(after: Rows) -> list[Measure]:
