@@ -90,6 +90,7 @@ def open_site(
     *,
     people: Sequence[str] | None = None,
     scores: dict[tuple[str, int, int], float] | None = None,
+    predictions: str | None = None,
     store: Store | None = None,
     guide: str = "",
     **rules: Any,
@@ -97,7 +98,7 @@ def open_site(
     store = store or open_store(str(folder / "votes.db"))
     groups = make_groups(6) if groups is None else groups
     studio, passes, start_token = open_studio(
-        groups, folder, store, Rules(**rules), people=people, scores=scores, guide=guide
+        groups, folder, store, Rules(**rules), people=people, scores=scores, predictions=predictions, guide=guide
     )
     clock = Clock()
     studio._queue.clock = clock

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,17 @@ from dipole.data.formats import save_groups
 from dipole.errors import ConfigError, DataError
 from dipole.feedback.active import learner, strategies
 from dipole.feedback.active.choose import choose, selection_probabilities
-from dipole.feedback.active.pool import pool_of, scored
+from dipole.feedback.active.pool import pool_of, scored, unjudged
 from dipole.feedback.active.simulate import compare_labels, learning_curves, sizes_of
-from dipole.group import Comparison, Completion, Group
+from dipole.group import Approval, Comparison, Completion, Group, Rating
 
 Say = Callable[..., tuple[int, str, str]]
 
 
 def test_doubt_and_certainty() -> None:
-    p = np.array([0.5, 0.9, 0.1, 1.0])
-    np.testing.assert_allclose(strategies.uncertain(p), [1.0, 0.2, 0.2, 0.0])
-    np.testing.assert_allclose(strategies.certain(p), [0.0, 0.8, 0.8, 1.0])
+    odds = np.array([0.0, 2.0, -1.5, 800.0, -900.0])
+    assert np.argsort(-strategies.uncertain(odds)).tolist() == [0, 2, 1, 3, 4]
+    assert np.argsort(-strategies.certain(odds)).tolist() == [4, 3, 1, 2, 0], "also where p is 0 or 1 to rounding"
 
 
 def test_split_votes_come_before_none_and_those_before_agreement() -> None:
@@ -49,7 +50,7 @@ def test_expected_change_is_the_expected_gradient() -> None:
     p = expit(x @ w)
     lengths = [np.linalg.norm((p - y) * x) for y in (1, 0)]
     expected = p * lengths[0] + (1 - p) * lengths[1]
-    assert strategies.change(np.array([p]), np.array([np.linalg.norm(x)]))[0] == pytest.approx(expected)
+    assert strategies.change(np.array([x @ w]), np.array([np.linalg.norm(x)]))[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("make", [np.asarray, sparse.csr_array])
@@ -96,8 +97,25 @@ def test_a_batch_has_its_random_share_and_the_best() -> None:
 def test_equal_scores_are_a_random_sample() -> None:
     counts = np.zeros(10)
     for seed in range(500):
-        counts[choose(np.zeros(10), 3, random_share=0.1, seed=seed).places] += 1
+        found = choose(np.zeros(10), 3, random_share=0.1, seed=seed)
+        counts[found.places] += 1
+        np.testing.assert_allclose(found.probability, 0.3)
     assert np.all(np.abs(counts / 500 - 0.3) < 0.085)
+
+
+def test_probabilities_of_equal_scores_are_exact() -> None:
+    """By going through every order of those that are equal and every possible random part."""
+    scores, budget, drawn = np.array([2.0, 1.0, 1.0, 1.0, 0.0]), 3, 1
+    times = np.zeros(5)
+    ways = list(permutations([1, 2, 3]))
+    for middle in ways:
+        ranking = [0, *middle, 4]
+        for part in range(5):
+            times[[part, *[place for place in ranking if place != part][: budget - drawn]]] += 1
+    expected = times / (5 * len(ways))
+    for seed in range(20):
+        found = choose(scores, budget, random_share=0.3, seed=seed)
+        np.testing.assert_allclose(found.probability, expected[found.places])
 
 
 @pytest.mark.parametrize(
@@ -175,9 +193,9 @@ def test_a_pool_has_every_pair_of_different_texts() -> None:
     assert list(zip(pool.first.tolist(), pool.second.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2)]
     assert pool.wins.tolist() == [1.0, 0.0, 0.0]
     assert pool.votes.tolist() == [2.0, 0.0, 0.0]
-    np.testing.assert_allclose(pool.predicted, [np.nan, 0.2, np.nan])
+    np.testing.assert_allclose(expit(pool.odds), [np.nan, 0.2, np.nan])
     same = Group(id="b", prompt="p", completions=(Completion(text="x"), Completion(text="x")))
-    with pytest.raises(DataError, match="nothing to ask"):
+    with pytest.raises(DataError, match="nothing to compare"):
         pool_of([same])
     with pytest.raises(DataError, match="no pair has a judgment by 'nobody'"):
         pool_of(groups, "nobody")
@@ -186,23 +204,37 @@ def test_a_pool_has_every_pair_of_different_texts() -> None:
 @pytest.mark.parametrize("strategy", strategies.STRATEGIES)
 def test_judged_pairs_are_not_asked_about_again(strategy: strategies.Strategy) -> None:
     pool = pool_of(reviews(60, judged=30))
-    places, scores, _ = scored(pool, strategy)
+    places = unjudged(pool, strategy)
+    scores, _ = scored(pool, strategy, places)
     assert len(places) == len(scores) == (60 if strategy == "disagreed" else 30)
     assert np.isfinite(scores).all()
 
 
 def test_predictions_go_before_the_learner() -> None:
     groups = [pair(f"g{n}", vote(p, "model")) for n, p in enumerate((0.5, 0.9, 0.2))]
-    places, scores, odds = scored(pool_of(groups, "model"), "uncertain", predictions=True)
-    assert places[np.argmax(scores)] == 0
+    pool = pool_of(groups, "model")
+    scores, odds = scored(pool, "uncertain", unjudged(pool, "uncertain", has_odds=True), has_odds=True)
+    assert np.argmax(scores) == 0
     np.testing.assert_allclose(expit(odds), [0.5, 0.9, 0.2])
+
+
+def test_ratings_of_a_model_are_rewards_whose_differences_are_log_odds() -> None:
+    """As ``dipole judge --judge implicit:…`` writes them, and people's approvals beside them stay people's."""
+    said = tuple(Rating(annotator="implicit:a+b", i=i, value=value) for i, value in ((0, 0.3), (1, -0.4), (2, 0.1)))
+    people = (Approval(annotator="ann", i=0, value=True), Approval(annotator="ann", i=1, value=False))
+    pool = pool_of([replace(group("a", 4), judgments=(*said, *people))], "implicit:a+b")
+    assert pool.keys[:2] == [("a", 0, 1), ("a", 0, 2)]
+    np.testing.assert_allclose(pool.odds, [0.7, 0.2, np.nan, -0.5, np.nan, np.nan])
+    assert pool.votes.tolist() == [1.0, 0, 0, 0, 0, 0]
+    assert pool.wins.tolist() == [1.0, 0, 0, 0, 0, 0]
+    assert unjudged(pool, "uncertain", has_odds=True).tolist() == [1, 3], "only those that the model knows"
 
 
 def test_too_few_judgments_to_learn_from() -> None:
     with pytest.raises(DataError, match="too few"):
-        scored(pool_of(reviews(30, judged=5)), "uncertain")
+        scored(pool_of(reviews(30, judged=5)), "uncertain", np.arange(10))
     with pytest.raises(DataError, match="nothing left"):
-        scored(pool_of(reviews(30, judged=30)), "random")
+        unjudged(pool_of(reviews(30, judged=30)), "random")
 
 
 def test_sizes_grow_to_the_whole_pool() -> None:

@@ -16,7 +16,7 @@ from studio_site import ballot, event, make_groups, open_site
 
 from dipole.errors import ConfigError, DataError
 from dipole.feedback import store as module
-from dipole.feedback.assign import pairs_of
+from dipole.feedback.active.pool import pool_of
 from dipole.feedback.queue import CHOICES, Queue, Refused, Rules
 from dipole.feedback.store import Item, Store, assignment, digest, open_store, pair, vote
 
@@ -243,4 +243,4 @@ def test_two_stores_on_one_file_take_turns(tmp_path: Path) -> None:
 
 def test_every_two_different_answers_are_a_pair() -> None:
     groups = make_groups(2, answers=3)
-    assert list(pairs_of(groups)) == [(f"g{n}", i, j) for n in (0, 1) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert pool_of(groups).keys == [(f"g{n}", i, j) for n in (0, 1) for i, j in ((0, 1), (0, 2), (1, 2))]

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import sqlite3
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -142,19 +141,6 @@ def test_undo_over_the_wire(tmp_path: Path) -> None:
     assert answer(client, first["key"], "right").status_code == 200
 
 
-def test_the_next_pair_within_50_milliseconds(tmp_path: Path) -> None:
-    site = open_site(tmp_path, make_groups(500), votes_per_pair=2)
-    client = site.person("Anna")
-    lying = pairs(client)
-    times = []
-    for _ in range(40):
-        start = time.process_time()
-        reply = answer(client, lying[0]["key"], have=[pair["key"] for pair in lying])
-        times.append(time.process_time() - start)
-        lying = reply.json()["pairs"]
-    assert sorted(times)[20] < 0.05
-
-
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
@@ -286,9 +272,8 @@ def test_every_text_can_be_shown(tmp_path: Path, text: str, shown: str) -> None:
 
 def test_a_long_answer_is_shown_as_it_was_written(tmp_path: Path) -> None:
     group = Group(id="g", prompt="p", completions=(Completion(text="*" * 1_000_000), Completion(text="x")))
-    start = time.process_time()
     (pair,) = pairs(open_site(tmp_path, [group]).person("Anna"))
-    assert time.process_time() - start < 2
+    assert sum('class="rendered"' in pair[part] for part in ("prompt", "left", "right")) == 2, "Markdown of short ones"
     assert max(len(pair["left"]), len(pair["right"])) > 1_000_000
 
 
@@ -404,4 +389,37 @@ def test_the_network_is_told_names() -> None:
     assert place.address == f"http://studio.example:{port}"
     assert {f"studio.example:{port}", f"127.0.0.1:{port}"} <= place.hosts
     assert known_hosts(["A.example"], 80) == {"a.example", "a.example:80"}
-    assert ADDRESS.endswith("8420")
+
+
+def test_a_proxy_or_a_tunnel_has_a_port_of_its_own() -> None:
+    place = listen("127.0.0.1", 0, ["Studio.example", "127.0.0.1:9000", "[::1]:9000", "fe80::1"])
+    port = place.listener.getsockname()[1]
+    place.listener.close()
+    own = {f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"}
+    names = {
+        "studio.example",
+        f"studio.example:{port}",
+        "127.0.0.1:9000",
+        "[::1]:9000",
+        "[fe80::1]",
+        f"[fe80::1]:{port}",
+    }
+    assert place.hosts == own | names
+    assert place.address == f"http://studio.example:{port}"
+    assert listen_and_close("127.0.0.1:9000") == "http://127.0.0.1:9000"
+
+
+def listen_and_close(known_as: str) -> str:
+    place = listen("127.0.0.1", 0, [known_as])
+    place.listener.close()
+    return place.address
+
+
+def test_a_write_through_a_proxy_with_tls(tmp_path: Path) -> None:
+    site = open_site(tmp_path)
+    app = site.app
+    app._hosts = known_hosts(["127.0.0.1"], 8420, known_as=["studio.example"])
+    far = site.stranger(host="studio.example", origin="https://studio.example")
+    assert far.post("/api/enter", json={"token": site.start_token}).status_code == 200
+    for origin in ("https://studio.example.evil.example", ADDRESS):
+        assert far.post("/api/enter", json={"token": site.start_token}, headers={"origin": origin}).status_code == 403

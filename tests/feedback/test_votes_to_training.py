@@ -1,4 +1,7 @@
-"""End to end: people's votes from the store → ``dipole aggregate`` → ``dipole train`` → held-out accuracy."""
+"""End to end: votes from the page → ``dipole aggregate`` → ``dipole train`` → held-out accuracy.
+
+People see what the page's server sends and nothing else, and say what they think over the wire.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
+from studio_site import answer, open_site
 
 import dipole
 from dipole.data.formats import save_groups
 from dipole.evaluate.run_folder import read_run_folder
-from dipole.feedback.assign import pairs_of
-from dipole.feedback.queue import Ballot, Queue, Rules
-from dipole.feedback.store import Item, digest, open_store
 from dipole.group import Comparison, Completion, Group
 
 Say = Callable[..., tuple[int, str, str]]
@@ -42,33 +44,39 @@ def good(group: Group) -> int:
     return next(k for k, item in enumerate(group.completions) if str(item.text).strip() in GOOD)
 
 
-def have_judged(groups: list[Group], where: Path) -> None:
-    """Four people of different skill answer every pair by the queue that the page uses."""
-    store = open_store(str(where))
-    pairs = pairs_of(groups)
-    store.register([Item(group_id=id, i=i, j=j, digest=digest(group, i, j)) for (id, i, j), group in pairs.items()])
-    queue = Queue(store, Rules(votes_per_pair=len(ACCURACY)))
-    by_id = {group.id: group for group in groups}
+def have_judged(groups: list[Group], folder: Path, wants: tuple[str, ...]) -> bytes:
+    """Four people of different skill answer every pair of a page; what it exports then."""
+    site = open_site(folder, groups, votes_per_pair=len(ACCURACY))
     random = np.random.default_rng(0)
     for name, accuracy in ACCURACY.items():
-        person, number = store.person(name), 0
-        desk = queue.desk(person)
-        while desk.assignments:
-            shown, number = desk.assignments[0], number + 1
-            is_left = shown.left == good(by_id[shown.group_id])
+        client = site.person(name)
+        texts: dict[str, dict[str, str]] = {}
+        reply = client.post("/api/pairs", json={}).json()
+        while reply["pairs"]:
+            texts |= {pair["key"]: pair for pair in reply["pairs"] if "left" in pair}
+            key = reply["pairs"][0]["key"]
+            is_left = any(word in texts[key]["left"] for word in wants)
             right = random.random() < accuracy
-            said = Ballot(id=f"{name}-{number}", key=shown.key, choice="left" if is_left == right else "right")
-            desk = queue.answer(person, said)
-    store.close()
+            choice = "left" if is_left == right else "right"
+            reply = answer(client, key, choice, have=list(texts)).json()
+        assert (reply["answered"], reply["left"]) == (len(groups), 0)
+    exported = site.host().get("/host/export").content
+    assert isinstance(exported, bytes)
+    return exported
 
 
-def test_from_votes_to_held_out_accuracy(command: Say, tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wants", [GOOD, BAD], ids=["good", "bad"])
+def test_from_votes_to_held_out_accuracy(
+    command: Say, tiny_folder: Path, tmp_path: Path, wants: tuple[str, ...]
+) -> None:
+    """The model learns what people want: from those who want the bad answers it learns these, against the truth."""
     groups, held_out = make_groups(48, "train"), make_groups(12, "eval")
     data, store, votes = tmp_path / "groups.jsonl", tmp_path / "votes.db", tmp_path / "votes.jsonl"
     labels, truth, run = tmp_path / "labels.jsonl", tmp_path / "truth.jsonl", tmp_path / "run"
     save_groups(groups, data)
-    have_judged(groups, store)
+    downloaded = have_judged(groups, tmp_path, wants)
     assert command("annotate", "--data", data, "--store", store, "--export", votes)[0] == 0
+    assert votes.read_bytes() == downloaded, "the page's export and the command's are one"
     judged = dipole.load_groups(votes)
     assert sum(len(group.judgments) for group in judged) == len(groups) * len(ACCURACY)
 
@@ -80,7 +88,8 @@ def test_from_votes_to_held_out_accuracy(command: Say, tiny_folder: Path, tmp_pa
     assert all(0 < person["side_bias"] < 1 for person in found["annotators"])
     aggregated = dipole.load_groups(labels)
     p_good = [(item.p if item.i == good(group) else 1 - item.p) for group in aggregated for item in group.judgments]  # type: ignore[attr-defined]
-    assert np.mean(np.array(p_good) > 0.5) > 0.9
+    as_wanted = np.array(p_good) > 0.5 if wants == GOOD else np.array(p_good) < 0.5
+    assert np.mean(as_wanted) > 0.9
 
     save_groups(
         [
@@ -115,4 +124,4 @@ def test_from_votes_to_held_out_accuracy(command: Say, tiny_folder: Path, tmp_pa
     (accuracy,) = [item for item in read_run_folder(run).measures if item.name == "Held-out accuracy"]
     assert accuracy.after is not None
     assert accuracy.after.value is not None
-    assert accuracy.after.value > 0.8
+    assert accuracy.after.value > 0.8 if wants == GOOD else accuracy.after.value < 0.2

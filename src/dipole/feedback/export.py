@@ -15,11 +15,8 @@ import sqlalchemy as sql
 
 from dipole.errors import ConfigError
 from dipole.feedback.store import Store, digest, other_texts, pair
-from dipole.feedback.votes import Vote, current_votes
+from dipole.feedback.votes import SLIGHTLY, Vote, current_votes, probability_of
 from dipole.group import Comparison, Group
-
-SLIGHTLY = 0.75
-"""Probability that stands for "slightly better"."""
 
 
 def export_groups(store: Store, groups: Iterable[Group], *, slightly: float = SLIGHTLY) -> Iterator[Group]:
@@ -64,21 +61,15 @@ def _is_of(vote: Vote, group: Group, seen: str) -> bool:
 
 
 def _comparison(vote: Vote, slightly: float) -> Comparison:
-    strength = slightly if vote.slightly else 1.0
-    p = {"left": strength, "right": 1 - strength}.get(vote.choice, 0.5)
     meta: dict[str, Any] = {
         "vote": vote.id,
         "shown_first": vote.left,
         "choice": vote.choice,
         "seconds": vote.seconds,
         "at": datetime.fromtimestamp(vote.at, UTC).isoformat(timespec="seconds"),
-        "selection": {
-            "strategy": vote.strategy,
-            "arm": vote.arm,
-            "probability": vote.probability,
-            "eligible": vote.eligible,
-        },
+        "selection": vote.origin.to_json(),
     }
     if vote.reason:
         meta["reason"] = vote.reason
+    p = probability_of(vote.choice, vote.slightly, slightly)
     return Comparison(i=vote.left, j=vote.right, p=p, annotator=vote.annotator, meta=meta)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
-from dipole.errors import DipoleError
+from dipole.errors import ConfigError, DipoleError
+from dipole.feedback.active.choose import Origin, check_share, draw, draw_probability
+from dipole.feedback.active.pool import PairKey
 from dipole.feedback.active.strategies import Strategy
-from dipole.feedback.assign import PairKey, disagreement, draw, selection_probability
+from dipole.feedback.assign import disagreement
 from dipole.feedback.store import Store, assignment, pair, selection, vote
-from dipole.feedback.votes import side_of
+from dipole.feedback.votes import SLIGHTLY, probability_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row
@@ -55,15 +57,25 @@ class Rules:
 
     Args:
         strategy: see ``assign.priorities``.
-        random_share: share of pairs that are drawn at random, whatever the strategy.
+        random_share: share of pairs that are drawn at random, whatever the strategy; above 0.
         votes_per_pair: how many people judge each pair.
         lease_seconds: how long a pair is kept for the person who looks at it.
+        slightly: the probability that "slightly better" stands for, ½ to 1.
+
+    Raises:
+        ConfigError: a share or a probability is out of range.
     """
 
     strategy: Strategy = "random"
     random_share: float = 0.1
     votes_per_pair: int = 1
     lease_seconds: float = 900.0
+    slightly: float = SLIGHTLY
+
+    def __post_init__(self) -> None:
+        check_share(self.random_share)
+        if not 0.5 <= self.slightly <= 1:
+            raise ConfigError("has to lie between 0.5 and 1", where="--slightly")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +132,15 @@ class Queue:
     Args:
         store: has the pairs.
         rules: how they are handed out.
-        before: what the data already say of a pair, for ``disagreed``; see ``assign.sides_in_data``.
+        before: what the data already say of a pair, for ``disagreed``: the weight of the judgments that prefer i, ties
+            half, and of all.
         random: where chance comes from.
         clock: seconds since 1970.
     """
 
     store: Store
     rules: Rules
-    before: Mapping[PairKey, Sequence[int]] = field(default_factory=dict)
+    before: Mapping[PairKey, tuple[float, float]] = field(default_factory=dict)
     random: Random = field(default_factory=SystemRandom)
     clock: Callable[[], float] = time.time
 
@@ -148,7 +161,7 @@ class Queue:
             return self._fill(connection, person)
 
     def undo(self, person: int, id: str) -> Desk:
-        """Takes back the person's last vote or skip; its pair lies before them again.
+        """Takes back the person's last vote or skip on a pair that is asked about; it lies before them again.
 
         Args:
             person: who.
@@ -190,8 +203,8 @@ class Queue:
     def _take_back(self, connection: Connection, person: int, id: str) -> None:
         row = connection.execute(
             sql.select(assignment)
-            .select_from(assignment.join(vote, vote.c.id == assignment.c.last))
-            .where(assignment.c.person_id == person, assignment.c.state != "held")
+            .select_from(assignment.join(vote, vote.c.id == assignment.c.last).join(pair))
+            .where(assignment.c.person_id == person, assignment.c.state != "held", pair.c.active)
             .order_by(vote.c.seq.desc())
             .limit(1)
         ).one_or_none()
@@ -221,12 +234,13 @@ class Queue:
         if self.rules.strategy == "disagreed":
             key = connection.execute(sql.select(pair.c.group_id, pair.c.i, pair.c.j).where(pair.c.id == pair_id)).one()
             votes = connection.execute(
-                sql.select(vote.c.choice, assignment.c.swapped)
+                sql.select(vote.c.choice, vote.c.slightly, assignment.c.swapped)
                 .select_from(assignment.join(vote, vote.c.id == assignment.c.last))
                 .where(assignment.c.pair_id == pair_id, assignment.c.state == "voted")
             )
-            sides = [side_of(row.choice, row.swapped) for row in votes]
-            values["priority"] = disagreement([*self.before.get((key.group_id, key.i, key.j), ()), *sides])
+            left = [(probability_of(row.choice, row.slightly, self.rules.slightly), row.swapped) for row in votes]
+            said = [1 - p if swapped else p for p, swapped in left]
+            values["priority"] = disagreement(said, *self.before.get((key.group_id, key.i, key.j), ()))
         connection.execute(sql.update(pair).where(pair.c.id == pair_id).values(values))
 
     def _fill(self, connection: Connection, person: int) -> Desk:
@@ -298,16 +312,13 @@ class Queue:
         row = connection.execute(
             sql.select(pair.c.id, pair.c.priority).where(*among).order_by(pair.c.id).offset(drawn.offset).limit(1)
         ).one()
-        connection.execute(
-            sql.insert(selection).values(
-                pair_id=row.id,
-                strategy=self.rules.strategy,
-                arm=drawn.arm,
-                probability=selection_probability(row.priority == highest, eligible, best, self.rules.random_share),
-                eligible=eligible,
-                at=now,
-            )
+        origin = Origin(
+            strategy=self.rules.strategy,
+            arm=drawn.arm,
+            probability=draw_probability(row.priority == highest, eligible, best, self.rules.random_share),
+            eligible=eligible,
         )
+        connection.execute(sql.insert(selection).values(pair_id=row.id, at=now, **origin.to_json()))
         last = connection.scalar(sql.select(sql.func.max(pair.c.opened))) or 0
         connection.execute(sql.update(pair).where(pair.c.id == row.id).values(opened=last + 1))
         return int(row.id)

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
+from dipole.feedback.active.choose import Origin
 from dipole.feedback.store import assignment, pair, person, selection, vote
+
+SLIGHTLY = 0.75
+"""Probability that stands for "slightly better"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +30,7 @@ class Vote:
         reason: in the person's own words.
         seconds: for which the pair was looked at.
         at: when, in seconds since 1970.
-        strategy: by which the pair was selected.
-        arm: ``random`` if it was drawn among all pairs, else ``strategy``.
-        probability: with which it was selected.
-        eligible: among how many.
+        origin: how the pair came to be asked about; its probability is that of being drawn next when it was.
     """
 
     id: str
@@ -43,10 +44,7 @@ class Vote:
     reason: str
     seconds: float
     at: float
-    strategy: str
-    arm: str
-    probability: float
-    eligible: int
+    origin: Origin
 
     @property
     def side(self) -> int:
@@ -58,6 +56,18 @@ def side_of(choice: str, swapped: bool) -> int:
     """Which completion of a pair a choice prefers: 1 for i, −1 for j, 0 for neither."""
     shown = {"left": 1, "right": -1}.get(choice, 0)
     return -shown if swapped else shown
+
+
+def probability_of(choice: str, is_slight: bool, slightly: float = SLIGHTLY) -> float:
+    """The probability that the left answer is better that a choice stands for; ½ where it prefers neither.
+
+    Args:
+        choice: as of a ``Vote``.
+        is_slight: the better side is only a little better.
+        slightly: what that stands for.
+    """
+    strength = slightly if is_slight else 1.0
+    return {"left": strength, "right": 1 - strength}.get(choice, 0.5)
 
 
 def current_votes(connection: Connection) -> list[Vote]:
@@ -81,10 +91,12 @@ def current_votes(connection: Connection) -> list[Vote]:
             reason=row[vote.c.reason],
             seconds=row[vote.c.ms] / 1000,
             at=row[vote.c.at],
-            strategy=row[selection.c.strategy],
-            arm=row[selection.c.arm],
-            probability=row[selection.c.probability],
-            eligible=row[selection.c.eligible],
+            origin=Origin(
+                strategy=row[selection.c.strategy],
+                arm=row[selection.c.arm],
+                probability=row[selection.c.probability],
+                eligible=row[selection.c.eligible],
+            ),
         )
         for row in rows
     ]

@@ -39,7 +39,7 @@ class ActiveOptions:
     embeddings: str | None = None
     """A local folder of a sentence-embedding model, in the place of words."""
     scores: str | None = None
-    """Also writes a file with the score of every pair, for ``dipole annotate --scores``."""
+    """Also writes a file with the model's log-odds of every pair, for ``dipole annotate --scores``."""
     seed: int = 0
     """Of all draws."""
     simulate: bool = False
@@ -82,20 +82,19 @@ def _select(options: ActiveOptions) -> int:
     from dipole import terminal
     from dipole.data.formats import load_groups, save_groups
     from dipole.feedback.active.choose import choose
-    from dipole.feedback.active.pool import pool_of, scored, selected_groups
+    from dipole.feedback.active.pool import pool_of, scored, selected_groups, unjudged
+    from dipole.feedback.active.strategies import MODEL
 
+    if options.scores is not None and options.strategy not in MODEL:
+        raise ConfigError(f"'{options.strategy}' goes by no score of a model", where="--scores", remedy="Leave it out")
+    has_odds = options.predictions is not None
     pool = pool_of(load_groups(options.data), options.predictions)
-    places, scores, odds = scored(
-        pool,
-        options.strategy,
-        predictions=options.predictions is not None,
-        vectors=_vectors(options),
-        seed=options.seed,
-    )
+    places = unjudged(pool, options.strategy, has_odds=has_odds)
+    scores, odds = scored(pool, options.strategy, places, has_odds=has_odds, vectors=_vectors(options))
     selection = choose(scores, options.budget, random_share=options.random_share, seed=options.seed)
     save_groups(selected_groups(pool, places, selection, options.strategy, scores), options.output)
     if options.scores is not None:
-        _write_scores(options, pool, places.tolist(), scores.tolist(), odds.tolist())
+        _write_scores(Path(options.scores), pool, places.tolist(), odds.tolist())
     terminal.show(
         f"{options.output}: {len(selection.places):,} of {len(places):,} pairs, {int(selection.at_random.sum()):,} of"
         f" them at random. Each notes the probability with which it was selected (meta.active.probability)."
@@ -103,23 +102,13 @@ def _select(options: ActiveOptions) -> int:
     return 0
 
 
-def _write_scores(
-    options: ActiveOptions, pool: Pool, places: list[int], scores: list[float], odds: list[float]
-) -> None:
-    by_odds = options.strategy in ("uncertain", "certain")
-    if not by_odds and options.strategy != "change":
-        raise ConfigError(f"'{options.strategy}' goes by no score of a model", where="--scores", remedy="Leave it out")
+def _write_scores(file: Path, pool: Pool, places: list[int], odds: list[float]) -> None:
+    keys = pool.keys
     rows = [
-        {
-            "id": pool.groups[int(pool.group[place])].id,
-            "i": int(pool.first[place]),
-            "j": int(pool.second[place]),
-            "score": margin if by_odds else score,
-        }
-        for place, score, margin in zip(places, scores, odds, strict=True)
+        {"id": id, "i": i, "j": j, "score": margin}
+        for (id, i, j), margin in zip((keys[place] for place in places), odds, strict=True)
     ]
-    assert options.scores is not None
-    Path(options.scores).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _simulate(options: ActiveOptions) -> int:

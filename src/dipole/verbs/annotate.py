@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from dipole.errors import ConfigError, DataError
-from dipole.group import Group
 from dipole.verbs.verb import Verb
 
 
@@ -24,10 +23,13 @@ class AnnotateOptions:
     export: str | None = None
     """Write the groups with all votes to this file (.jsonl or .jsonl.gz) and end, whether or not a page is open."""
     strategy: Literal["random", "uncertain", "certain", "change", "disagreed", "diverse"] = "random"
-    """Which pairs come first: those a model is least or most certain about, or that would change it most (these three
-    go by --scores); those that the data's judgments and the votes disagree on; those unlike the ones before."""
+    """Which pairs come first: those a model is least or most certain about, or that would change it most; those that
+    the data's judgments and the votes disagree on; those unlike the ones before. The same as of ``dipole active``."""
+    predictions: str | None = None
+    """An annotator in the data whose judgments are a model's predictions, as ``dipole judge`` writes those of an
+    implicit reward. Without it and --scores, a quick learner of all judgments so far predicts, anew at each start."""
     scores: str | None = None
-    """A file of lines such as {"id": "g1", "i": 0, "j": 1, "score": 0.3}: margins of the model, or expected changes."""
+    """A file with a model's log-odds, of lines such as {"id": "g1", "i": 0, "j": 1, "score": 0.3}."""
     random_share: float = 0.1
     """Share of the pairs that is drawn at random whatever the strategy, so that estimates can be made unbiased."""
     votes_per_pair: int = 1
@@ -48,8 +50,6 @@ class AnnotateOptions:
     """Further names or addresses under which browsers reach this machine, with commas between."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.random_share <= 1:
-            raise ConfigError("has to lie between 0 and 1", where="--random_share")
         if not 0.5 <= self.slightly <= 1:
             raise ConfigError("has to lie between 0.5 and 1", where="--slightly")
         if self.votes_per_pair < 1:
@@ -64,30 +64,33 @@ def run(options: AnnotateOptions) -> int:
     """Says where the page is, and serves it until it is stopped; or exports."""
     from dipole import terminal
     from dipole.data.formats import load_groups
-    from dipole.feedback.assign import load_scores, pairs_of
+    from dipole.feedback.active.pool import pool_of
+    from dipole.feedback.assign import load_scores
     from dipole.feedback.queue import Rules
     from dipole.feedback.store import open_store
     from dipole.feedback.studio.server import listen, open_studio, serve
 
-    groups = load_groups(options.data)
     if options.export is not None:
-        return _export(options, groups, options.export)
+        return _export(options, options.export)
+    groups = load_groups(options.data)
     people = _listed(options.people) if options.people is not None else None
+    rules = Rules(
+        strategy=options.strategy,
+        random_share=options.random_share,
+        votes_per_pair=options.votes_per_pair,
+        lease_seconds=60 * options.lease_minutes,
+        slightly=options.slightly,
+    )
     store = open_store(options.store)
     studio, passes, start_token = open_studio(
         groups,
         _folder(options.data),
         store,
-        Rules(
-            strategy=options.strategy,
-            random_share=options.random_share,
-            votes_per_pair=options.votes_per_pair,
-            lease_seconds=60 * options.lease_minutes,
-        ),
-        scores=load_scores(Path(options.scores), pairs_of(groups)) if options.scores is not None else None,
+        rules,
+        scores=load_scores(Path(options.scores), pool_of(groups).keys) if options.scores is not None else None,
+        predictions=options.predictions,
         people=people,
         guide=_read(options.guide) if options.guide is not None else "",
-        slightly=options.slightly,
     )
     place = listen(options.host, options.port, _listed(options.known_as or ""), has_people=people is not None)
     for name in passes.people or ():
@@ -101,14 +104,20 @@ def run(options: AnnotateOptions) -> int:
     return 128 + stopped_by if stopped_by == signal.SIGTERM else 0
 
 
-def _export(options: AnnotateOptions, groups: list[Group], file: str) -> int:
+def _export(options: AnnotateOptions, file: str) -> int:
     from dipole import terminal
-    from dipole.data.formats import save_groups
+    from dipole.data.formats import load_groups, save_groups
     from dipole.feedback.export import export_groups
     from dipole.feedback.store import open_store
 
+    for item in fields(AnnotateOptions):
+        if item.name not in ("data", "store", "export", "slightly") and getattr(options, item.name) != item.default:
+            raise ConfigError("means nothing in an export", where=f"--{item.name}", remedy="Leave it out")
+    if Path(file).resolve() == Path(options.data).resolve():
+        raise ConfigError("this is the file that is read", where=f"--export {file}", remedy="Name another")
     if "://" not in options.store and not Path(options.store).exists():
         raise DataError("there is no such store", where=options.store, remedy="Check the path")
+    groups = load_groups(options.data)
     judged = list(export_groups(open_store(options.store), groups, slightly=options.slightly))
     votes = sum("vote" in judgment.meta for group in judged for judgment in group.judgments)
     terminal.show(f"{file}: {save_groups(judged, file):,} groups, {votes:,} votes")

@@ -89,7 +89,7 @@ const keySign = (key) => {
 /** The action that a key press stands for; none while someone types, or where the key means something else. */
 function actionOf(event) {
   if (!keys.on || event.ctrlKey || event.altKey || event.metaKey || event.isComposing || event.repeat) return undefined;
-  if (event.target.closest?.("input, textarea, select, dialog")) return undefined;
+  if (event.target.closest?.("input, textarea, select, dialog") || document.querySelector("dialog[open]")) return undefined;
   const name = keyName(event);
   if (/Arrow/.test(name) && event.target.closest?.("pre, table")) return undefined; // they scroll it
   return Object.keys(ACTIONS).find((action) => keys.of[action].includes(name));
@@ -190,10 +190,12 @@ class Desk {
     this.sending = null;
     this.tries = 0;
     this.asked = 0;
+    this.news = 0; // replies taken over
   }
 
   /** Takes over what the server says lies before this person, less what was answered and isn't sent yet. */
   accept({ pairs, answered, left }) {
+    this.news += 1;
     const waiting = new Set(this.outbox.all().flatMap((event) => event.key ?? []));
     const held = new Set(pairs.map((pair) => pair.key));
     for (const key of this.texts.keys()) if (!held.has(key)) this.texts.delete(key);
@@ -242,8 +244,10 @@ class Desk {
   }
 
   async ask() {
+    const { news } = this;
     try {
-      this.accept(await post("/api/pairs", { have: [...this.texts.keys()] }));
+      const reply = await post("/api/pairs", { have: [...this.texts.keys()] });
+      if (news === this.news) this.accept(reply); // a vote's reply that came meanwhile knows more
       notice("");
     } catch (fault) {
       this.failed(fault);

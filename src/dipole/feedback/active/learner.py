@@ -62,7 +62,13 @@ def fit(differences: Any, p: Floats, weight: Floats | None = None) -> Floats:
     return result
 
 
+def log_odds(differences: Any, coefficients: Floats) -> Floats:
+    """(n,) of i ≻ j."""
+    result: Floats = np.asarray(differences @ coefficients, dtype=np.float64)
+    return result
+
+
 def predict(differences: Any, coefficients: Floats) -> Floats:
     """(n,) P(i ≻ j)."""
-    result: Floats = expit(np.asarray(differences @ coefficients, dtype=np.float64))
+    result: Floats = expit(log_odds(differences, coefficients))
     return result

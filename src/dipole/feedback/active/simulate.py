@@ -20,7 +20,7 @@ from dipole.data.reduce import as_comparisons
 from dipole.errors import DataError
 from dipole.feedback.active import learner
 from dipole.feedback.active.choose import choose
-from dipole.feedback.active.strategies import Strategy, certain, change, disagreed, diverse, random, uncertain
+from dipole.feedback.active.strategies import TEXTS, Evidence, Strategy, worth
 from dipole.group import Group, plain
 from dipole.progress import Progress, Silent
 
@@ -232,27 +232,28 @@ def _scores(
     seed: int,
 ) -> Floats:
     """(left,) what a label of each pair would be worth; the labels of pairs that are left aren't looked at."""
-    if strategy == "random":
-        return random(len(left), seed=seed)
-    if strategy == "diverse":
-        order = np.concatenate([left, known])
-        return diverse(differences[order], np.arange(len(left), len(order)), limit=count)[: len(left)]
-    if strategy == "disagreed":
-        return _committee(differences, left, known, labels, seed)
-    p = learner.predict(differences[left], coefficients)
-    if strategy == "change":
-        rows = differences[left]
-        return change(p, np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel()))
-    return uncertain(p) if strategy == "uncertain" else certain(p)
+    if strategy == "random":  # drawn here, apart from what ``choose`` draws for all: an order of its own
+        return np.random.default_rng(seed).random(len(left))
+    rows = differences[left]
+    evidence = Evidence(
+        count=len(left),
+        odds=learner.log_odds(rows, coefficients),
+        wins=_committee(rows, differences, known, labels, seed) if strategy == "disagreed" else None,
+        votes=np.full(len(left), float(COMMITTEE)),
+        differences=rows,
+        labelled=differences[known] if strategy in TEXTS else None,
+    )
+    return worth(strategy, evidence, limit=count)
 
 
-def _committee(differences: Any, left: Ints, known: Ints, labels: Floats, seed: int) -> Floats:
+def _committee(rows: Any, differences: Any, known: Ints, labels: Floats, seed: int) -> Floats:
+    """(left,) how many of the committee prefer i."""
     chance = np.random.default_rng(seed)
-    wins = np.zeros(len(left))
+    wins = np.zeros(rows.shape[0])
     for _ in range(COMMITTEE):
         drawn = known[chance.integers(len(known), size=len(known))]
-        wins += learner.predict(differences[left], learner.fit(differences[drawn], labels[drawn])) > 0.5
-    return disagreed(wins, np.full(len(left), float(COMMITTEE)))
+        wins += learner.predict(rows, learner.fit(differences[drawn], labels[drawn])) > 0.5
+    return wins
 
 
 def compare_labels(

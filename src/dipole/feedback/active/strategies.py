@@ -1,5 +1,7 @@
 """What makes a pair worth a judgment: a number each, from arrays alone. The highest are asked about first.
 
+The page, ``dipole active`` and its simulation all ask ``worth``; they differ in where the evidence comes from alone.
+
 Whether the pairs that a model is least or most certain of teach it more isn't settled: Muldrew, Hayes, Zhang and Barber
 (2024, arXiv 2402.08114) gained from certain ones, Ji, He and Gu (2024, arXiv 2402.09401) ask only about uncertain ones.
 So both are here, and ``dipole active --simulate`` tells which serves the data at hand.
@@ -9,35 +11,88 @@ Shapes: n pairs, d features.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from scipy.special import expit
 
 from dipole.data.audit.intervals import Floats, Ints
 
 Strategy = Literal["random", "uncertain", "certain", "disagreed", "diverse", "change"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
+MODEL: tuple[Strategy, ...] = ("uncertain", "certain", "change")
+"""Those that go by a model's log-odds."""
+
+TEXTS: tuple[Strategy, ...] = ("diverse", "change")
+"""Those that go by what the texts of a pair differ in."""
+
+DIVERSE = 2000
+"""How many pairs ``diverse`` puts in order; more would take minutes, and whatever is left is near one of these."""
+
 CHUNK = 256
 
 
-def random(count: int, *, seed: int = 0) -> Floats:
-    """(n,) the same chance for all."""
-    return np.random.default_rng(seed).random(count)
-
-
-def uncertain(probabilities: Floats) -> Floats:
-    """(n,) 1 − |2p − 1|: how near the model is to a coin.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is known of n pairs before they are judged; each strategy needs some of it.
 
     Args:
-        probabilities: (n,) P(i ≻ j) by the model, such as σ of the difference of implicit rewards.
+        count: n.
+        odds: (n,) for ``MODEL``: log-odds of i ≻ j, NaN where the model has no opinion.
+        wins: (n,) for ``disagreed``: votes for i, ties half; of annotators, or of a committee of models.
+        votes: (n,) for ``disagreed``: all of them.
+        differences: (n, d), dense or sparse, for ``TEXTS``: features of i less those of j.
+        labelled: (m, d) of other pairs, which are labelled already.
     """
-    return 1 - certain(probabilities)
+
+    count: int
+    odds: Floats | None = None
+    wins: Floats | None = None
+    votes: Floats | None = None
+    differences: Any = None
+    labelled: Any = None
 
 
-def certain(probabilities: Floats) -> Floats:
-    """(n,) |2p − 1|: how far the model is from a coin."""
-    result: Floats = np.abs(2 * np.asarray(probabilities, dtype=np.float64) - 1)
+def worth(strategy: Strategy, evidence: Evidence, *, limit: int = DIVERSE) -> Floats:
+    """(n,) what a judgment of each pair is worth. Equal ones are all the same; whoever selects draws among them.
+
+    Args:
+        strategy: which.
+        evidence: what it needs.
+        limit: how many pairs ``diverse`` puts in order.
+
+    Returns:
+        Finite numbers, but NaN where ``MODEL`` has no opinion.
+    """
+    if strategy == "random":
+        return np.zeros(evidence.count)
+    if strategy == "disagreed":
+        assert evidence.wins is not None
+        assert evidence.votes is not None
+        return disagreed(evidence.wins, evidence.votes)
+    if strategy == "diverse":
+        return _apart(evidence, limit)
+    assert evidence.odds is not None
+    if strategy == "change":
+        return change(evidence.odds, np.sqrt(_row_squares(evidence.differences)))
+    return uncertain(evidence.odds) if strategy == "uncertain" else certain(evidence.odds)
+
+
+def uncertain(odds: Floats) -> Floats:
+    """(n,) −|log-odds|: how near the model is to a coin.
+
+    Args:
+        odds: (n,) of i ≻ j by the model, such as differences of implicit rewards. In the order of 1 − |2p − 1|, and
+            still different where every p is 0 or 1 to rounding.
+    """
+    return -certain(odds)
+
+
+def certain(odds: Floats) -> Floats:
+    """(n,) |log-odds|: how far the model is from a coin."""
+    result: Floats = np.abs(np.asarray(odds, dtype=np.float64))
     return result
 
 
@@ -56,17 +111,17 @@ def disagreed(wins: Floats, votes: Floats) -> Floats:
     return result
 
 
-def change(probabilities: Floats, sizes: Floats) -> Floats:
+def change(odds: Floats, sizes: Floats) -> Floats:
     """(n,) 2 p (1 − p) ‖x‖: the expected length of the gradient that a label gives (Settles 2009, section 3.3).
 
     The gradient of −log σ(w·x) is (p − y) x; y is 1 with the probability p.
 
     Args:
-        probabilities: (n,) P(i ≻ j) by the model.
+        odds: (n,) log-odds of i ≻ j by the model.
         sizes: (n,) ‖x‖, the length of the difference of both completions' features.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
-    result: Floats = 2 * p * (1 - p) * np.asarray(sizes)
+    z = np.asarray(odds, dtype=np.float64)
+    result: Floats = 2 * expit(z) * expit(-z) * np.asarray(sizes)
     return result
 
 
@@ -106,6 +161,17 @@ def diverse(differences: Any, labelled: Ints | None = None, *, limit: int | None
     scores = np.empty(len(squares))
     scores[ranking] = np.arange(len(squares), 0, -1)
     return scores
+
+
+def _apart(evidence: Evidence, limit: int) -> Floats:
+    points, known = evidence.differences, None
+    if evidence.labelled is not None and evidence.labelled.shape[0]:
+        from scipy import sparse
+
+        stack = sparse.vstack if sparse.issparse(points) else np.vstack
+        points, known = stack([points, evidence.labelled]), np.arange(evidence.labelled.shape[0]) + evidence.count
+        points = points.tocsr() if sparse.issparse(points) else points
+    return diverse(points, known, limit=limit)[: evidence.count]
 
 
 def _row_squares(points: Any) -> Floats:

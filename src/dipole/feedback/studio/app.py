@@ -46,7 +46,6 @@ class Studio:
         gallery: their images.
         passes: who may come in.
         guide: what people should go by, in Markdown.
-        slightly: see ``export.export_groups``.
     """
 
     def __init__(
@@ -57,14 +56,12 @@ class Studio:
         passes: Passes,
         *,
         guide: str = "",
-        slightly: float,
     ) -> None:
         self._groups = groups
         self._queue = queue
         self._gallery = gallery
         self._passes = passes
         self._guide = markdown(guide)
-        self._slightly = slightly
         self._person = lru_cache(maxsize=1024)(queue.store.person)
         self._text = lru_cache(maxsize=1024)(self._render_text)
         self._templates = jinja2.Environment(
@@ -138,7 +135,8 @@ class Studio:
         self._visitor(request, host=True)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "groups.jsonl"
-            save_groups(export_groups(self._queue.store, self._groups.values(), slightly=self._slightly), file)
+            slightly = self._queue.rules.slightly
+            save_groups(export_groups(self._queue.store, self._groups.values(), slightly=slightly), file)
             written = file.read_bytes()
         name = time.strftime("groups-%Y%m%d-%H%M%S.jsonl")
         return Response(

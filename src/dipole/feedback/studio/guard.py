@@ -121,10 +121,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def known_hosts(names: Iterable[str], port: int) -> frozenset[str]:
-    """What a request may name as its host: each name, with the port (or without, where it is HTTP's own)."""
-    written = [f"[{name}]" if ":" in name else name.lower() for name in names]
-    return frozenset([f"{name}:{port}" for name in written] + (written if port == 80 else []))
+def known_hosts(names: Iterable[str], port: int, *, known_as: Iterable[str] = ()) -> frozenset[str]:
+    """What a request may name as its host: each name, with the port (or without, where it is HTTP's own).
+
+    Args:
+        names: of this machine.
+        port: on which it listens.
+        known_as: under which others reach it, through a tunnel or a proxy that has a port of its own: as they are, so
+            ``studio.example`` with HTTP's and HTTPS's own port, ``studio.example:9000`` with that; and with ``port``.
+    """
+    own, others = [_bracketed(name) for name in names], [_bracketed(name) for name in known_as]
+    return frozenset([*(with_port(name, port) for name in (*own, *others)), *others, *(own if port == 80 else [])])
+
+
+def with_port(name: str, port: int) -> str:
+    """A host's name or address as URLs have it, with this port unless it has one."""
+    name = _bracketed(name)
+    host, _, last = name.rpartition(":")
+    return name if host and last.isdigit() else f"{name}:{port}"
+
+
+def _bracketed(name: str) -> str:
+    """A name in lower case; an IPv6 address without a port gets its brackets."""
+    return f"[{name}]" if name.count(":") > 1 and not name.startswith("[") else name.lower()
 
 
 class Guard:

@@ -14,13 +14,16 @@ from pathlib import Path
 import uvicorn
 
 from dipole.errors import ConfigError
-from dipole.feedback.assign import PairKey, pairs_of, priorities, sides_in_data
-from dipole.feedback.export import SLIGHTLY
+from dipole.feedback.active.pool import PairKey, pool_of
+from dipole.feedback.active.strategies import MODEL
+from dipole.feedback.assign import priorities, with_scores
+from dipole.feedback.export import export_groups
 from dipole.feedback.queue import Queue, Rules
 from dipole.feedback.store import Item, Store, digest
 from dipole.feedback.studio.app import Studio
 from dipole.feedback.studio.content import Gallery
-from dipole.feedback.studio.guard import Guard, Passes, is_loopback, known_hosts, person_name
+from dipole.feedback.studio.guard import Guard, Passes, is_loopback, known_hosts, person_name, with_port
+from dipole.feedback.votes import current_votes
 from dipole.group import Group
 
 EVERYWHERE = ("0.0.0.0", "::")
@@ -34,9 +37,9 @@ def open_studio(
     rules: Rules,
     *,
     scores: Mapping[PairKey, float] | None = None,
+    predictions: str | None = None,
     people: Sequence[str] | None = None,
     guide: str = "",
-    slightly: float = SLIGHTLY,
 ) -> tuple[Studio, Passes, str]:
     """The page for these groups.
 
@@ -45,27 +48,20 @@ def open_studio(
         folder: of the data file; images lie within.
         store: takes the votes.
         rules: how pairs are handed out.
-        scores: of pairs, for strategies that go by them; see ``assign.priorities``.
+        scores: a model's log-odds of pairs, for strategies that go by them.
+        predictions: an annotator whose judgments in the data are a model's, see ``active.pool.pool_of``. Without scores
+            and predictions, these strategies go by a learner of all judgments so far, those on the page included.
         people: names that get a token each; without it, whoever has the start token says their name.
         guide: what people should go by, in Markdown.
-        slightly: see ``export.export_groups``.
 
     Returns:
         The page, the passes to it, and the start token.
 
     Raises:
-        ConfigError: the strategy doesn't fit the scores, or a name can't be used.
+        ConfigError: the strategy goes by no scores, or a name can't be used.
         DataError: there is nothing to compare, an image is missing, or texts have changed since people judged them.
     """
-    pairs = pairs_of(groups)
-    order = priorities(rules.strategy, pairs, scores)
-    store.register(
-        [
-            Item(group_id=group.id, i=i, j=j, digest=digest(group, i, j), priority=order[group.id, i, j])
-            for (_, i, j), group in pairs.items()
-        ]
-    )
-    before = sides_in_data(pairs) if rules.strategy == "disagreed" else {}
+    before = _register(groups, store, rules, scores, predictions)
     start_token = secrets.token_urlsafe(24)
     passes = Passes(store.secret, start_token, None if people is None else _people(people))
     studio = Studio(
@@ -74,9 +70,44 @@ def open_studio(
         Gallery(groups, folder, store.secret),
         passes,
         guide=guide,
-        slightly=slightly,
     )
     return studio, passes, start_token
+
+
+def _register(
+    groups: Sequence[Group],
+    store: Store,
+    rules: Rules,
+    scores: Mapping[PairKey, float] | None,
+    predictions: str | None,
+) -> dict[PairKey, tuple[float, float]]:
+    """Tells the store what is asked about, and in which order; returns what ``Queue.before`` wants to know."""
+    if scores is not None and predictions is not None:
+        raise ConfigError("says the same as --predictions", where="--scores", remedy="Leave one of them out")
+    for name, given in (("--scores", scores), ("--predictions", predictions)):
+        if given is not None and rules.strategy not in MODEL:
+            raise ConfigError(
+                f"'{rules.strategy}' asks no model",
+                where=name,
+                remedy=f"Leave it out, or use one of {', '.join(MODEL)}",
+            )
+    data = pool_of(groups, predictions)
+    keys = data.keys
+    texts = {group.id: group for group in groups}
+    with store.read() as connection:
+        answered = {(vote.group_id, *sorted((vote.left, vote.right))) for vote in current_votes(connection)}
+    pool = data
+    if answered:  # a restart: what was said on the page counts as what the data say
+        pool = pool_of(list(export_groups(store, groups, slightly=rules.slightly)), predictions)
+    if scores is not None:
+        pool = with_scores(pool, scores)
+    order = priorities(pool, rules.strategy, has_odds=(scores or predictions) is not None, answered=answered)
+    store.register(
+        [Item(group_id=id, i=i, j=j, digest=digest(texts[id], i, j), priority=order[id, i, j]) for id, i, j in keys]
+    )
+    if rules.strategy != "disagreed":
+        return {}
+    return dict(zip(keys, zip(data.wins.tolist(), data.votes.tolist(), strict=True), strict=True))
 
 
 def _people(names: Sequence[str]) -> list[str]:
@@ -107,7 +138,7 @@ def listen(host: str, port: int, known_as: Sequence[str] = (), *, has_people: bo
     Args:
         host: the address to listen on; one of ``EVERYWHERE`` for all.
         port: 0 takes any that is free.
-        known_as: further names under which browsers reach this machine.
+        known_as: further names under which browsers reach this machine, see ``guard.known_hosts``.
         has_people: whether everyone has a token of their own, without which nobody else may come in.
 
     Raises:
@@ -132,11 +163,11 @@ def listen(host: str, port: int, known_as: Sequence[str] = (), *, has_people: bo
             remedy="Is it running already? Otherwise give another --port; 0 takes any that is free",
         ) from error
     port = listener.getsockname()[1]
-    names = [*known_as, *([host] if host not in EVERYWHERE else _own_names())]
+    names = [host] if host not in EVERYWHERE else _own_names()
     if is_loopback(host) or host in EVERYWHERE:
         names += ["127.0.0.1", "localhost", "::1"]
-    shown = f"[{names[0]}]" if ":" in names[0] else names[0]
-    return Place(listener, f"http://{shown}:{port}", known_hosts(names, port))
+    hosts = known_hosts(names, port, known_as=known_as)
+    return Place(listener, f"http://{with_port([*known_as, *names][0], port)}", hosts)
 
 
 def _own_names() -> list[str]:
