@@ -106,9 +106,10 @@ def audit_data(
 
         embed = Embedder(models.embeddings)
     bad, drawn = BadRows(), _Drawn(models.model_pairs if models.model else 0)
+    groups = groups_of(data, bad)
     progress.stage("Checking the data")
     report = audit(
-        _told(drawn(groups_of(data, bad)), progress),
+        _told(drawn(groups) if models.model else groups, progress),
         eval_groups=groups_of(eval_data, bad) if eval_data is not None else None,
         allow_shared_prompts=allow_shared_prompts,
         depth=depth,

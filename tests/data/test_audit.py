@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
+from dipole.data import validate
 from dipole.data.audit import AuditReport, Finding, audit, wilson_interval
-from dipole.data.validate import faults, fold
+from dipole.data.media import media_faults
+from dipole.data.validate import faults, fold, plainly_sound
 from dipole.errors import DataError
 from dipole.group import Approval, Comparison, Completion, Group, Judgment, Rating, Text
 
@@ -79,7 +84,9 @@ def test_a_tie_between_equals_is_no_fault() -> None:
     assert faults(group("g", Rating(i=0, value=1), Rating(i=1, value=2), answers=("a", "a"))) != []
 
 
-@pytest.mark.parametrize("blank", ["", " \n", "\u200b", "\x00", ({"role": "assistant", "content": ""},)])
+@pytest.mark.parametrize(
+    "blank", ["", " \n", "\u200b", "\x00", "\u3164", "\ufe0f\u2800", ({"role": "assistant", "content": ""},)]
+)
 def test_blank_completions(blank: Text) -> None:
     assert "empty_completion" in {fault.name for fault in faults(group(answers=("a", blank)))}
 
@@ -116,6 +123,38 @@ def test_roles(prompt: tuple[str, ...], answer: tuple[str, ...], is_fault: bool)
 def test_fold() -> None:
     assert fold(" Ａ\tGroße\n\nStraße ") == "a grosse strasse"
     assert fold(chat("user")) != fold(chat("system"))
+
+
+PIECES = ["a", "A", " ", "\t", "  ", "\x00", "x" * 30, "X" * 31, "y" * 32, " z" * 16, "é", "e", "\u0301", "\ud83d", "ﬁ"]
+pieces = st.lists(st.sampled_from([*PIECES, "\u3164", "\u200b", "ß", "*"]), max_size=5).map("".join)
+answers = st.lists(pieces | st.sampled_from([chat("assistant"), chat("user")]), min_size=1, max_size=3)
+
+
+@settings(max_examples=600, deadline=None)
+@given(prompt=pieces | st.just(chat("assistant")), answers=answers, judged=st.booleans(), twin=st.booleans())
+def test_a_glance_passes_nothing_that_a_look_finds(prompt: Text, answers: list[Text], judged: bool, twin: bool) -> None:
+    if twin and isinstance(answers[0], str):
+        answers = [answers[0], f" {answers[0].swapcase()}", *answers[1:]]
+    votes = tuple(Rating(i=i, value=i) for i in range(len(answers))) if judged else ()
+    looked_at = Group(
+        id="g", prompt=prompt, completions=tuple(Completion(text=answer) for answer in answers), judgments=votes
+    )
+    found = [fault for check in validate._CHECKS for fault in check(looked_at)]
+    assert faults(looked_at) == found
+    if plainly_sound(looked_at):
+        assert found == []
+        assert list(media_faults(looked_at, None)) == []
+
+
+def test_a_glance_passes_common_groups() -> None:
+    assert plainly_sound(group())
+    assert plainly_sound(group(answers=("* " + "a word " * 20 + "é", "A word " * 20 + "👩‍👩‍👧")))
+    assert not plainly_sound(group(answers=("a", "A ")))
+
+
+@given(text=pieces)
+def test_folding_takes_no_short_cut_that_changes_anything(text: str) -> None:
+    assert fold(text) == " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 # Errors of the whole

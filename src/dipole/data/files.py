@@ -15,6 +15,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -90,6 +91,7 @@ def split_of_name(name: str) -> str | None:
     return word if word in _SPLITS else None
 
 
+@lru_cache(maxsize=64)  # asked of every group, and there are few names
 def is_held_out(split: str | None) -> bool:
     """Whether groups of that split are kept from training."""
     return split is not None and split_of_name(split) in HELD_OUT

@@ -23,6 +23,12 @@ _MAY_FOLLOW = {
 _HEAD = 32
 """Letters by which completions are told apart before they are compared as a whole."""
 
+_GLANCE = 63
+"""Characters of a completion that a glance takes in."""
+
+_UNSEEN = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0\ufe0e\ufe0f")
+"""Letters and marks by Unicode that nobody sees: fillers, an empty braille cell, joiners, selectors of a variant."""
+
 
 class Fault(NamedTuple):
     """One thing that is wrong with one group.
@@ -49,12 +55,44 @@ REMEDIES = {
 
 def faults(group: Group) -> list[Fault]:
     """All that is wrong with a group; empty if it can be trained on."""
-    return [fault for check in _CHECKS for fault in check(group)]
+    return [] if plainly_sound(group) else [fault for check in _CHECKS for fault in check(group)]
+
+
+def plainly_sound(group: Group) -> bool:
+    """Whether a glance shows that nothing is wrong and that no message needs a look; ``False`` says nothing.
+
+    By far most groups are judged plain text that begins with something to be seen, in each answer with something else.
+    """
+    if not group.judgments or not _plainly_readable(group.prompt):
+        return False
+    heads = set()
+    for completion in group.completions:
+        text = completion.text
+        if not (isinstance(text, str) and _plainly_readable(text)):
+            return False
+        # What NFKC makes of ASCII that ASCII follows doesn't depend on what comes after: one more has to be ASCII too.
+        if not text[: _GLANCE + 1].isascii():
+            return False
+        head = "".join(text[:_GLANCE].lower().split())[:_HEAD]
+        if len(head) < _HEAD and len(text) > _GLANCE:
+            return False
+        heads.add(head)
+    return len(heads) == len(group.completions)
+
+
+def _plainly_readable(text: Text) -> bool:
+    """Whether it is plain text of whole characters of which the first can be seen."""
+    if not isinstance(text, str):
+        return False
+    first = text[:1]
+    return ("!" <= first <= "~" or _is_seen(first)) and not _is_broken(text)
 
 
 def fold(text: Text) -> str:
     """What is left of a text when its form doesn't count: NFKC, no case, every run of white space one space."""
     if isinstance(text, str):
+        if text.isascii() and text.isprintable() and "  " not in text and " " not in (text[:1], text[-1:]):
+            return text.lower()  # most texts: no white space but single spaces between words
         normal = text if text.isascii() else unicodedata.normalize("NFKC", text)
         return " ".join(normal.casefold().split())
     return "\n".join(f"{_beside_text(message)} {fold(plain((message,)))}" for message in text)
@@ -72,10 +110,13 @@ def _beside_text(message: Message) -> str:
 def is_blank(text: Text) -> bool:
     """Whether nothing in it can be seen: white space, control characters, and characters of no width."""
     if isinstance(text, str):
-        if text[:1].isalnum():  # nearly always, and cheaper than looking at characters one by one
-            return False
-        return not any(character.isprintable() and not character.isspace() for character in text)
+        return not any(map(_is_seen, text))  # nearly always the first is
     return all(is_blank(plain((message,))) and not _holds_more(message) for message in text)
+
+
+def _is_seen(character: str) -> bool:
+    """Whether there is a character and it leaves a mark on the screen."""
+    return character.isprintable() and not character.isspace() and character not in _UNSEEN and character != ""
 
 
 def _holds_more(message: Message) -> bool:

@@ -14,7 +14,7 @@ from dipole.data.audit.finding import NUM_EXAMPLES, Finding, head, quoted
 from dipole.data.files import is_held_out
 from dipole.data.media import REMEDIES as MEDIA_REMEDIES
 from dipole.data.media import media_faults
-from dipole.data.validate import REMEDIES, Fault, faults
+from dipole.data.validate import REMEDIES, Fault, faults, plainly_sound
 from dipole.group import Group
 
 
@@ -33,19 +33,20 @@ class ErrorCheck:
         self._groups = 0
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = defaultdict(list)
-        self._forms: dict[bool, tuple[int, str]] = {}
+        self._texts = 0
+        self._first: dict[bool, str] = {}
         self._trained = array("q")
         self._held_out: list[tuple[str, str, list[int]]] = []
 
     def add(self, group: Group) -> None:
         """Takes a group of the file."""
         self._groups += 1
-        found = [*faults(group), *media_faults(group, self._folder)]
-        if found:
-            self._note(group, found)
+        if not plainly_sound(group):
+            self._note(group, [*faults(group), *media_faults(group, self._folder)])
         is_text = isinstance(group.prompt, str)
-        count, first = self._forms.get(is_text, (0, group.id))
-        self._forms[is_text] = (count + 1, first)
+        self._texts += is_text
+        if is_text not in self._first:
+            self._first[is_text] = group.id
         if is_held_out(group.split):
             self.add_held_out(group)
         else:
@@ -83,14 +84,14 @@ class ErrorCheck:
         return [hash((prompt, text_key(completion.text))) for completion in group.completions]
 
     def _mixed_forms(self) -> Iterator[Finding]:
-        if len(self._forms) == 2:
-            (texts, first_text), (chats, first_chat) = self._forms[True], self._forms[False]
+        if len(self._first) == 2:
+            texts, chats = self._texts, self._groups - self._texts
             yield Finding(
                 name="mixed_forms",
                 severity="severe",
                 message=f"{texts} prompts are plain text and {chats} are chats",
                 value=min(texts, chats),
-                examples=(f"{first_text}: text", f"{first_chat}: chat"),
+                examples=(f"{self._first[True]}: text", f"{self._first[False]}: chat"),
                 remedy="A model would learn two formats at once; write all prompts in one form.",
             )
 
