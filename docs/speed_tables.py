@@ -64,6 +64,18 @@ def profile() -> str:
     return "\n".join([*lines, "", note])
 
 
+def by_tokens() -> str:
+    """What a step costs by its tokens."""
+    found = json.loads((RESULTS / "tokens_a_step.json").read_text(encoding="utf-8"))
+    lines = ["| tokens a step | CPU seconds | CPU ms for 1,000 tokens | peak memory |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['tokens']:,.0f} | {row['cpu_seconds']:.1f} | {1e6 * row['cpu_seconds'] / row['tokens']:.0f}"
+        f" | {row['peak_gb']:.2f} GB |"
+        for row in found["rows"]
+    ]
+    return "\n".join([*lines, "", f"`{found['command']}`, {found['date'][:10]}."])
+
+
 def fill(page: Path, name: str, table: str) -> None:
     """Writes a table between its two comments."""
     text = page.read_text(encoding="utf-8")
@@ -74,7 +86,7 @@ def fill(page: Path, name: str, table: str) -> None:
 def main() -> None:
     """Writes the pages anew."""
     fill(HERE.parent / "README.md", "versus", versus())
-    for name, table in (("versus", versus()), ("shares", shares()), ("profile", profile())):
+    for name, table in (("versus", versus()), ("shares", shares()), ("profile", profile()), ("tokens", by_tokens())):
         fill(HERE / "speed.md", name, table)
 
 
