@@ -11,8 +11,9 @@ import pytest
 from tiny_runs import KilledError, Recorder, StopAfter, prepared, rows, tiny_config, write_groups
 
 from conftest import CHAT_TEMPLATE, build_tokenizer
+from dipole.errors import ConfigError
 from dipole.train import checkpoint
-from dipole.train.checkpoint import OtherSettings, save_checkpoint
+from dipole.train.checkpoint import OtherSettings, identity, newest_first, save_checkpoint
 from dipole.train.loop import steps
 from dipole.train.run import train
 
@@ -90,6 +91,32 @@ def test_another_shape_of_the_adapter_is_refused(
     assert name in [found for found, _, _ in caught.value.differences]
     assert len(list(interrupted.glob("checkpoints/step-*"))) == 2  # nothing was touched
     assert str(caught.value).splitlines()[1].split() == ["then", "now"]
+
+
+def test_another_reference_is_refused_and_another_way_to_the_same_one_is_not(
+    tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    def reference(method: str, strategy: str) -> Any:
+        options: dict[str, Any] = {"num_samples": 0, "peft": method, "reference": strategy}
+        return identity(prepared(tiny_config(tiny_folder, data, tmp_path / "out", **options)))["reference"]
+
+    assert reference("lora", "copy") == reference("lora", "auto") == reference("prompt_tuning", "adapter_off")
+    assert reference("prompt_tuning", "copy") != reference("prompt_tuning", "auto")
+
+
+def test_a_folder_with_checkpoints_alone_is_in_use(
+    interrupted: Path, tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """A fresh run would find checkpoints of its steps there, and keep them for its own."""
+    shutil.copytree(interrupted / "checkpoints", tmp_path / "out" / "checkpoints")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(tiny_config(tiny_folder, data, tmp_path / "out", **OPTIONS))
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_largest_step(tmp_path: Path) -> None:
+    for name in ("step-000002", "step-999999", "step-1000000", "step-copy", ".step-000003.0a1b2c3d.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in newest_first(tmp_path)] == ["step-1000000", "step-999999", "step-000002"]
 
 
 def test_more_steps_and_other_logging_go_on(interrupted: Path, tiny_folder: Path, data: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +122,9 @@ def test_a_tracker_that_hangs_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trackers, "PATIENCE", 0.2)
-    service(**{where: "time.sleep(60)"})
+    service(**{where: "__import__('threading').Event().wait()"})  # for ever: a run that waited would never end
     said = Recorder()
-    began = time.monotonic()
     output = train(tiny_config(tiny_folder, data, tmp_path / "out", num_samples=0, track="trackio"), said)
-    assert time.monotonic() - began < 40
     assert [without_time(row) for row in rows(output / "metrics.jsonl")] == expected
     (sentence,) = [sentence for sentence in said.said if "trackio" in sentence]
     assert "hasn't written everything after 0.2 s and is left" in sentence

@@ -76,7 +76,7 @@ class Block:
     Args:
         query: (S, Lq) places of the segments' tokens in the row, padded with 0.
         key: (S, Lk) places of what they see: virtual tokens, context, then themselves; padded with 0. Lk ≥ Lq.
-        distance: (S, Lq, Lk) how far each key lies before its query, −1 where it isn't to be seen.
+        distance: (S, Lq, Lk) int32, how far each key lies before its query, −1 where it isn't to be seen.
         causal: whether segments see themselves alone: then a triangle says as much as ``distance``, and costs half.
     """
 
@@ -208,7 +208,7 @@ def _block(part: list[_Segment], ahead: range, device: torch.device) -> Block:
     context_position, own_position = len(ahead) + steps[1], len(ahead) + context_length + steps[2]
     position = torch.cat([*(row.expand(len(part), -1) for row in (steps[0], context_position)), own_position], dim=1)
     real = torch.cat([torch.ones_like(lead, dtype=torch.bool), context_real, query_real], dim=1)
-    distance = own_position.unsqueeze(2) - position.unsqueeze(1)
+    distance = own_position.int().unsqueeze(2) - position.int().unsqueeze(1)  # int64 would be most of a long plan
     return Block(
         query=query,
         key=torch.cat([lead, context, query], dim=1),

@@ -28,6 +28,7 @@ from dipole.objective.constraints import Constraint
 from dipole.policy.load import vocabulary_fingerprint
 from dipole.policy.logprobs import Policy
 from dipole.policy.reference import FrozenCopy
+from dipole.policy.virtual import has_virtual_tokens
 from dipole.train.optim import SAME_STATE
 from dipole.train.setup import Run, trained_parameters
 from dipole.train.shard import own_rows, whole_tensors
@@ -153,8 +154,7 @@ def resume(run: Run) -> list[str]:
         ConfigError: the checkpoint belongs to another run, or to a newer Dipole.
     """
     said = []
-    folders = sorted((run.output / "checkpoints").glob("step-*"), reverse=True)
-    for folder in folders:
+    for folder in newest_first(run.output):
         _check_format(folder)
         if damage := _damage(folder):
             said.append(f"{folder.name} is damaged ({damage}) and was skipped.")
@@ -170,6 +170,12 @@ def resume(run: Run) -> list[str]:
     return said
 
 
+def newest_first(output: Path) -> list[Path]:
+    """The checkpoints of a run, valid or not. By number: from a million steps on, names are longer."""
+    steps = {path: path.name.removeprefix("step-") for path in (output / "checkpoints").glob("step-*")}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: -int(steps[path]))
+
+
 def identity(run: Run) -> dict[str, Any]:
     """What has to be the same for a checkpoint to go on: settings that a step's result depends on."""
     config = run.config
@@ -178,7 +184,8 @@ def identity(run: Run) -> dict[str, Any]:
         "data": {name: value for name, value in run.data.facts.items() if name != "source"},
         "loss": {"name": run.loss.name, **{name: _plain(value) for name, value in run.hyper.items()}},
         "constraints": [_facts(constraint) for constraint in run.constraints],
-        "reference": {"sync_every": config.sync_reference_every, "sync_alpha": config.sync_reference_alpha},
+        "reference": {"sync_every": config.sync_reference_every, "sync_alpha": config.sync_reference_alpha}
+        | _other_reference(run),
         "peft": {**NO_ADAPTER, "method": config.peft.method}
         | {name: getattr(config.peft, name) for name in config.peft.given()},
         **_other_optimizer(config.optimizer),
@@ -189,6 +196,16 @@ def identity(run: Run) -> dict[str, Any]:
         "tokenizer": vocabulary_fingerprint(run.tokenizer),
         "chat_template": hashlib.sha256(str(run.tokenizer.chat_template).encode()).hexdigest()[:16],
     }
+
+
+def _other_reference(run: Run) -> dict[str, str]:
+    """Which reference, if it isn't what ``auto`` takes; strategies that give the same numbers are the same."""
+    match run.config.reference:
+        case "adapter_off" if run.config.peft.start_from is not None:
+            return {"of": "the model without any adapter"}
+        case "copy" if has_virtual_tokens(run.policy.model) and run.config.peft.start_from is None:
+            return {"of": "the model with its first virtual tokens"}
+    return {}
 
 
 def _other_optimizer(name: str) -> dict[str, str]:
@@ -333,12 +350,12 @@ def _prune(saved: Path) -> None:
         saved: was written just now, and hashed then. Of the others only as many are read as it takes to know that
             enough valid ones are kept.
     """
-    newest_first = sorted(saved.parent.glob("step-*"), reverse=True)
-    valid = (path for path in newest_first if path == saved or _damage(path) is None)
+    found = newest_first(saved.parent.parent)
+    valid = (path for path in found if path == saved or _damage(path) is None)
     kept = list(islice(valid, KEEP))
     if len(kept) < KEEP:
         return
-    for path in newest_first[newest_first.index(kept[-1]) + 1 :]:
+    for path in found[found.index(kept[-1]) + 1 :]:
         with suppress(OSError):
             _remove(path)
 

@@ -52,7 +52,8 @@ def check_fits(batch: PackedBatch, model: PreTrainedModel) -> None:
         if not all(0 <= token < vocabulary for token in ids):
             raise _wrong(f"row {row} has the token {max(ids)}, but the model embeds {vocabulary}")
         if len(ids) > positions:
-            raise _wrong(f"row {row} has {len(ids)} tokens, but the model takes {positions}", why or None)
+            reason = f": {why}" if why else ""
+            raise _wrong(f"row {row} has {len(ids)} tokens, but the model takes {positions}{reason}")
 
 
 def _group(row: int, ids: Tensor, attended: Tensor, completion: Tensor) -> TokenizedGroup:

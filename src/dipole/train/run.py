@@ -25,7 +25,7 @@ from dipole.policy.adapters import save_model
 from dipole.policy.generate import Sample, Sampling, sample
 from dipole.policy.load import count_parameters
 from dipole.progress import Progress, Silent, is_first_process
-from dipole.train.checkpoint import NotSaved, contents_of, not_saved, resume, save_checkpoint
+from dipole.train.checkpoint import NotSaved, contents_of, newest_first, not_saved, resume, save_checkpoint
 from dipole.train.finite import marked
 from dipole.train.forward import completion_logps
 from dipole.train.lock import locked
@@ -353,7 +353,7 @@ def save_final(run: Run, whole: Mapping[str, Tensor] | None = None) -> None:
 
 def refuse_used(output: Path, config: TrainConfig) -> None:
     """Raises a ``ConfigError`` if the folder holds a run that isn't to go on."""
-    if not config.resume and (output / "metrics.jsonl").exists():
+    if not config.resume and ((output / "metrics.jsonl").exists() or newest_first(output)):
         raise ConfigError(
             "the folder already holds a run",
             where=f"--output {output}",
