@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dipole.data.audit import NUM_EXAMPLES, AuditReport, Depth, Finding, audit
 from dipole.data.audit.fix import Change, Repair, changes_file, evaluated_prompts, write_fixed
-from dipole.data.files import is_held_out
+from dipole.data.files import folder_of, is_held_out
 from dipole.data.formats import read_groups
 from dipole.data.reduce import LabeledGroup, pair_labels
 from dipole.data.splits import plan_splits
@@ -113,7 +113,7 @@ def audit_data(
         eval_groups=groups_of(eval_data, bad) if eval_data is not None else None,
         allow_shared_prompts=allow_shared_prompts,
         depth=depth,
-        folder=folder_of(data),
+        folder=folder_of(data) if isinstance(data, str | Path) else None,
         embed=embed,
         tokens=tokens,
     )
@@ -174,14 +174,6 @@ def fix_data(
 def groups_of(data: Preferences, bad: BadRows) -> Iterable[Group]:
     """Groups one by one, from wherever they are."""
     return read_groups(data, on_bad_row=bad) if isinstance(data, str | Path) else data
-
-
-def folder_of(data: Preferences) -> Path | None:
-    """The folder that a data file's references are relative to."""
-    path = Path(data) if isinstance(data, str | Path) else None
-    if path is None or not path.exists():
-        return None
-    return path if path.is_dir() else path.parent
 
 
 def _forget(change: Change) -> None:

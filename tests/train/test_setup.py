@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny_runs import Recorder, prepared, rows, tiny_config, write_for, write_groups
 from transformers import (
     GPT2Config,
@@ -25,6 +26,7 @@ from dipole.config import train_config
 from dipole.errors import ConfigError, DataError
 from dipole.objective import LOSSES
 from dipole.policy import logprobs
+from dipole.train.devices import make_accelerator
 from dipole.train.setup import prepare
 
 
@@ -49,6 +51,15 @@ def test_groups_of_a_held_out_split_are_never_trained_on(tiny_folder: Path, data
     assert run.data.facts["groups"] == 10
     assert run.data.facts["eval_relations"] == 9
     assert run.total_steps == run.order.steps_per_epoch == 4
+
+
+def test_what_messages_refer_to_has_to_be_in_the_folder_of_the_data(tiny_folder: Path, tmp_path: Path) -> None:
+    parts = [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is it?"}]
+    row = {"prompt": [{"role": "user", "content": parts}], "chosen": "A cat.", "rejected": "No dog."}
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"media missing .*'cat.png' isn't there"):
+        prepared(tiny_config(tiny_folder, data, tmp_path / "run"))
 
 
 def test_eval_data_are_held_out_too(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -113,6 +124,20 @@ def test_prompts_without_room_for_a_sample_are_passed_over(data: Path, tmp_path:
     run = prepare(tiny_config(model, path, tmp_path, max_length=64, sample_tokens=60), told)
     assert run.data.prompts == []
     assert any("sample" in sentence for sentence in told.said)
+
+
+# Devices
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is used")
+def test_a_gpu_without_float64_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_, **__: True)
+    config = train_config(model="m", data="d", output="o")
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the device
+    try:
+        assert make_accelerator(config).device.type == "cpu"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 # The model

@@ -85,6 +85,14 @@ def open_tables(source: str | Path) -> Iterator[Table]:
         yield from _hub_tables(hub["name"], hub["split"])
 
 
+def folder_of(source: str | Path) -> Path | None:
+    """The folder that a data file's references are relative to; ``None`` for a dataset of the hub."""
+    path = Path(source)
+    if not path.exists():
+        return None
+    return path if path.is_dir() else path.parent
+
+
 def split_of_name(name: str) -> str | None:
     """The split that the name of a file or a hub split begins with: ``"train"`` for ``train-00000-of-00002``."""
     word = re.split(r"[-_.]", name.lower(), maxsplit=1)[0]

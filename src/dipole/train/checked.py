@@ -13,7 +13,7 @@ from dipole.config import TrainConfig
 from dipole.data.audit import AuditReport, audit
 from dipole.data.batch import Order, groups_fingerprint
 from dipole.data.facts import with_facts
-from dipole.data.files import is_held_out
+from dipole.data.files import folder_of, is_held_out
 from dipole.data.formats import load_groups
 from dipole.data.reduce import reduce_groups
 from dipole.data.tokenize import TokenizedGroup, TokenizeOptions, prompt_token_ids, tokenize_groups
@@ -137,7 +137,12 @@ def prepare_data(config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizer
         )
     if not train:
         raise DataError("all groups are held out, none is left to train on", where=config.data, remedy="Check `split`")
-    report = audit(train, eval_groups=held_out, allow_shared_prompts=config.allow_shared_prompts)
+    report = audit(
+        train,
+        eval_groups=held_out,
+        allow_shared_prompts=config.allow_shared_prompts,
+        folder=folder_of(config.data),
+    )
     report.raise_for_errors(where=config.data)
     for line in report.summary():
         progress.say(line)
