@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +186,6 @@ def test_what_a_killed_process_left_is_removed_at_the_start(tiny_folder: Path, d
     (output / "checkpoints" / ".step-000001.0a1b2c3d.tmp" / "trained.safetensors").write_text("half")
     (output / ".final.0a1b2c3d.tmp").mkdir()
     (output / ".manifest.json.0a1b2c3d.tmp").write_text("{")
-    began = time.monotonic()
     assert fork(options(tiny_folder, data, output, max_steps=1)).status == 0
-    assert time.monotonic() - began < 60
     assert not list(output.rglob(".*"))
     assert valid_steps(output) == [1]

@@ -79,8 +79,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """
     check_launch()
     AcceleratorState._reset_state()  # else a second run in one process would have the precision of the first
-    # Unless told so, several processes without a GPU would each believe to be alone.
-    cpu = num_processes() > 1 and not torch.cuda.is_available()
+    # Unless told so, several processes without a GPU would each believe to be alone; and Apple's GPUs, which have none
+    # of the float64 that metrics are summed in, would be taken.
+    cpu = not torch.cuda.is_available()
     mixed = precision(config)
     # Without it a process that hangs would keep the others for as long as the library likes.
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))
