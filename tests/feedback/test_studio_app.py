@@ -277,6 +277,16 @@ def test_a_long_answer_is_shown_as_it_was_written(tmp_path: Path) -> None:
     assert max(len(pair["left"]), len(pair["right"])) > 1_000_000
 
 
+@pytest.mark.parametrize("mark", ["*a ", "_a", "[", "![", "[a](", "`a", "~~a", "<a ", "&a "])
+def test_marks_that_would_take_minutes_are_shown_as_they_were_written(tmp_path: Path, mark: str) -> None:
+    """A server that renders one for a minute answers nobody."""
+    few, many = mark * 200, mark * (90_000 // len(mark))
+    group = Group(id="g", prompt=few, completions=(Completion(text=few + many), Completion(text=few)))
+    (pair,) = pairs(open_site(tmp_path, [group]).person("Anna"))
+    assert 'class="rendered"' in pair["prompt"]
+    assert sum('class="rendered"' in pair[side] for side in ("left", "right")) == 1
+
+
 class Tags(HTMLParser):
     """The tags and attributes of a piece of HTML."""
 

@@ -29,6 +29,9 @@ from dipole.group import Group, Message, Text
 MARKDOWN_LIMIT = 100_000
 """Characters of one text up to which Markdown is rendered; a longer one is shown as it was written."""
 
+MARKS_LIMIT = 3_000
+"""Marks of emphasis and links in one paragraph up to which Markdown is rendered: time grows with their square."""
+
 IMAGE_SIDE = 2048
 """Pixels of the longer side up to which images are sent as they are; larger ones are scaled down."""
 
@@ -149,8 +152,14 @@ def _text_part(text: str) -> dict[str, Any]:
     return {
         "kind": "text",
         "source": visible(text),
-        "html": markdown(text) if len(text) <= MARKDOWN_LIMIT else None,
+        "html": markdown(text) if _is_renderable(text) else None,
     }
+
+
+def _is_renderable(text: str) -> bool:
+    """Whether Markdown of it takes no longer than a moment."""
+    paragraphs = text.split("\n\n") if len(text) <= MARKDOWN_LIMIT else []
+    return bool(paragraphs) and all(sum(map(part.count, "*_~[`<&")) <= MARKS_LIMIT for part in paragraphs)
 
 
 def _parts(message: Message, gallery: Gallery) -> list[dict[str, Any]]:
