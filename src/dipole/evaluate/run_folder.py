@@ -27,6 +27,9 @@ OPTIONAL = {
 }
 """The files that a run may lack, and what their absence means."""
 
+HARNESS = "harness.json"
+"""Rows like those of evaluation.json, of lm-evaluation-harness; see ``evaluate.harness``."""
+
 _INVISIBLE = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # ANSI: colours and cursor movements
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # ANSI: window titles and links
@@ -71,7 +74,7 @@ class RunFolder:
         config_text: the same as it stands in the file.
         metrics: the lines of ``metrics.jsonl``.
         samples: the lines of ``samples.jsonl``.
-        measures: the rows of ``evaluation.json``.
+        measures: the rows of ``evaluation.json``, and of ``harness.json`` after them.
         notes: its notes.
         audit: ``audit.json``, ``None`` when there is none.
         missing: the optional files that aren't there.
@@ -109,7 +112,11 @@ def read_run_folder(run: Path) -> RunFolder:
         config_text=config_text,
         metrics=_json_lines(run / "metrics.jsonl", unread),
         samples=_json_lines(run / "samples.jsonl", unread),
-        measures=[_measure(row, str(run / "evaluation.json")) for row in evaluation.get("rows", [])],
+        measures=[
+            _measure(row, str(run / name))
+            for name, rows in (("evaluation.json", evaluation), (HARNESS, _json_object(run / HARNESS) or {}))
+            for row in rows.get("rows", [])
+        ],
         notes=[str(note) for note in evaluation.get("notes", [])],
         audit=_json_object(run / "audit.json"),
         missing=[name for name in OPTIONAL if not (run / name).is_file()],

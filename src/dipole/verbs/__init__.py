@@ -24,6 +24,7 @@ VERBS = {
     "evaluate frontier": "evaluate_frontier",
     "evaluate winrate": "evaluate_winrate",
     "evaluate agreement": "evaluate_agreement",
+    "evaluate harness": "evaluate_harness",
     "report": "report",
 }
 """The module of each verb, in the order of the help. A verb may have two words."""
