@@ -163,6 +163,14 @@ def test_what_was_written_otherwise_is_never_taken_for_this(tmp_path: Path) -> N
     assert output.read_bytes() == before
 
 
+def test_a_name_that_can_t_be_written_is_said_before_anything_is(tmp_path: Path) -> None:
+    sampler = Scripted()
+    with pytest.raises(DataError, match=r"g\.txt.*\.jsonl"):
+        generate_groups(PROMPTS, sampler, tmp_path / "g.txt", num_completions=1)
+    assert sampler.asked == []
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_batch_of_any_size_gives_the_same_groups(tmp_path: Path) -> None:
     model, tokenizer = build_model(260).double(), build_tokenizer()
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -152,6 +152,10 @@ USAGE = {
     "maybe": (["train", *NEEDED, "--resume", "maybe"], "--resume: has to be true or false, not 'maybe'"),
     "no such choice": (["train", *NEEDED, "--peft.method", "x"], "--peft.method: has to be one of none, lora, "),
     "no such choice where one may be left out": (["iterate", "--preset", "x"], "--preset: has to be one of snorkel, "),
+    "no list": (
+        ["generate", "--model", "m", "--stop", "x"],
+        """--stop: has to be a list, as '["one", "two"]', not 'x'""",
+    ),
     "too small": (["train", *NEEDED, "--max_steps", "0"], "--max_steps: has to be at least 1, not 0"),
     "no such format": (
         ["convert", "a", "--to", "x", "--output", "b"],

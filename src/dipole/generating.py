@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dipole.data.formats import load_groups, save_groups
+from dipole.data.formats import check_name, load_groups, save_groups
 from dipole.data.growing import GrowingGroups
 from dipole.data.tokenize import PromptFormat, prompt_token_ids
 from dipole.errors import ConfigError, DataError
@@ -73,6 +73,8 @@ def generate_groups(
     progress = progress or Silent()
     if num_completions < 1:
         raise ConfigError(f"has to be at least 1, not {num_completions}", where="--num_completions")
+    if output is not None:
+        check_name(output)
     if len({group.id for group in prompts}) < len(prompts):
         raise DataError("two prompts have the same id", remedy="Make ids unique.")
     there, growing = _already_there(output)

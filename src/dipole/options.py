@@ -267,5 +267,7 @@ def _wanted(hint: Any) -> str:
     for part in (hint, *get_args(hint)):  # a choice that may be left out is a union with None
         if get_origin(part) is Literal:
             return "one of " + ", ".join(map(str, get_args(part)))
+    if get_origin(hint) is tuple:
+        return """a list, as '["one", "two"]'"""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return next(words for kind, words in names.items() if kind is hint or kind in get_args(hint))

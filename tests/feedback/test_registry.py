@@ -168,6 +168,15 @@ def test_a_server_of_nonsense_ends_with_5(command: Command, data: Path, tmp_path
     assert "40 without a valid verdict, which have no weight" in said
 
 
+def test_a_name_that_can_t_be_written_is_said_before_anything_is_asked(
+    command: Command, data: Path, tmp_path: Path, server: FakeServer
+) -> None:
+    judge = ("--judge", f"server:{server.url}#tiny")
+    status, _, errors = command("judge", "--data", data, *judge, "--output", tmp_path / "judged.csv")
+    assert (status, ".jsonl" in errors) == (3, True)
+    assert not server.calls
+
+
 def test_a_check_shows_a_table(command: Command, data: Path) -> None:
     status, said, _ = command("judge", "--data", data, "--judge", "vader", "--check", "--num_pairs", "30")
     table = said.splitlines()

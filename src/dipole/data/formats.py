@@ -59,6 +59,16 @@ def load_groups(source: str | Path, *, on_bad_row: Callable[[DataError], None] |
     return list(read_groups(source, on_bad_row=on_bad_row))
 
 
+def check_name(path: str | Path) -> None:
+    """Says before hours of work what saving would say after them.
+
+    Raises:
+        DataError: the name doesn't end in ``.jsonl`` or ``.jsonl.gz``.
+    """
+    if not Path(path).name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError("only JSON Lines are written", where=str(path), remedy="Name it .jsonl or .jsonl.gz.")
+
+
 def save_groups(groups: Iterable[Group], path: str | Path) -> int:
     """Writes groups in the native format, one a line; ``load_groups`` gives equal ones.
 

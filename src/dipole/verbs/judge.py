@@ -75,11 +75,12 @@ def run(options: JudgingOptions) -> int:
 
 def _judge(options: JudgingOptions) -> int:
     from dipole import terminal
-    from dipole.data.formats import load_groups, save_groups
+    from dipole.data.formats import check_name, load_groups, save_groups
     from dipole.feedback.judge import Tally, judge_groups
     from dipole.feedback.registry import open_judge
 
     assert options.output is not None
+    check_name(options.output)
     tally = Tally()
     done: list[Group] = []
     partial = Path(f"{options.output}.partial.jsonl")
