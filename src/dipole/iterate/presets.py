@@ -61,7 +61,8 @@ PRESETS: dict[PresetName, Preset] = {
     ),
     "iterative_rpo": Preset(
         paper="Pang et al. 2024, Iterative Reasoning Preference Optimization, arXiv 2404.19733: right answers against"
-        " wrong ones (a judge that gives 1 or 0), DPO with the likelihood of the chosen one, the same prompts",
+        " wrong ones (a judge that gives 1 or 0; all such pairs of a prompt, where the paper draws 10), DPO with the"
+        " likelihood of the chosen one, the same prompts",
         rounds=4,
         num_completions=30,
         pairing={"policy": "gap", "min_gap": 0.5},
