@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent / "versus"))
 
 import torch
-from kernels import TOKENS, apart
+from head_and_attention import TOKENS, apart
 from measure import now, peak_bytes, processor_seconds
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

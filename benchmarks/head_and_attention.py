@@ -1,4 +1,4 @@
-"""The head, attention and the optimizer alone, beside plain implementations: ``python benchmarks/kernels.py --help``.
+"""The head, attention and the optimizer alone, beside plain implementations: ``python benchmarks/head_and_attention.py --help``.
 
 Every measurement is a process of its own, so that its peak memory is its own.
 """
@@ -229,11 +229,11 @@ def main() -> None:
     rate = matrix_rate("cuda" if torch.cuda.is_available() else "cpu") / 1e9
     print(f"matrix rate: {rate:.0f} GFLOP/s\n\n{HEADER}", flush=True)
     rows = rows_of(options)
-    path = options.output or Path(__file__).parent / "results" / f"kernels-{began:%Y%m%d-%H%M}.json"
+    path = options.output or Path(__file__).parent / "results" / f"head-and-attention-{began:%Y%m%d-%H%M}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "date": began.isoformat(timespec="seconds"),
-        "command": " ".join(["python benchmarks/kernels.py", *sys.argv[1:]]),
+        "command": " ".join(["python benchmarks/head_and_attention.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "threads": options.threads,
