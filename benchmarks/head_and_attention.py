@@ -1,4 +1,4 @@
-"""The head, attention and the optimizer alone, beside plain implementations: ``python benchmarks/head_and_attention.py --help``.
+"""The head, attention and optimizer alone, beside plain ones: ``python benchmarks/head_and_attention.py --help``.
 
 Every measurement is a process of its own, so that its peak memory is its own.
 """
