@@ -79,6 +79,11 @@ def test_pairs_without_a_score_come_last(strategy: Strategy) -> None:
     assert min(found, key=lambda key: found[key]) == KEYS[1]
 
 
+def test_a_file_of_no_scores_is_no_learner(tmp_path: Path) -> None:
+    site = open_site(tmp_path, strategy="uncertain", scores={})
+    assert len(set(kept_priorities(site.store).values())) == 1
+
+
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - set(MODEL)))
 def test_a_model_is_asked_where_it_means_something(tmp_path: Path, strategy: Strategy) -> None:
     with pytest.raises(ConfigError, match=f"'{strategy}' asks no model"):

@@ -82,7 +82,7 @@ def load_scores(path: Path, keys: Sequence[PairKey]) -> dict[PairKey, float]:
         try:
             row = json.loads(line)
             i, j, score = int(row["i"]), int(row["j"]), float(row["score"])
-            key = (str(row["id"]), *sorted((i, j)))
+            key = (str(row["id"]), min(i, j), max(i, j))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "isn't the score of a pair", where=where, remedy='Write {"id": "g1", "i": 0, "j": 1, "score": 0.3}'

@@ -378,6 +378,12 @@ function showReason(open) {
   else if (document.activeElement === element("reason")) element("prompt").focus({ preventScroll: true });
 }
 
+/** Whether a click fell outside of a dialog; one between its paragraphs has the dialog for its target, too. */
+function isBeside(dialog, { clientX, clientY }) {
+  const { left, right, top, bottom } = dialog.getBoundingClientRect();
+  return clientX < left || clientX > right || clientY < top || clientY > bottom;
+}
+
 function toggleView() {
   const asWritten = document.body.classList.toggle("as-written");
   document.querySelector("[data-action=view]").setAttribute("aria-pressed", asWritten);
@@ -403,7 +409,7 @@ function studio() {
     const button = event.target.closest("button");
     if (button?.dataset.action) act(button.dataset.action);
     else if (button?.dataset.key) changeKey(button);
-    else if (event.target === help) help.close(); // beside it
+    else if (event.target === help && isBeside(help, event)) help.close();
   });
   document.addEventListener("keydown", (event) => {
     const action = actionOf(event);

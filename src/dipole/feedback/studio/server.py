@@ -95,13 +95,15 @@ def _register(
     keys = data.keys
     texts = {group.id: group for group in groups}
     with store.read() as connection:
-        answered = {(vote.group_id, *sorted((vote.left, vote.right))) for vote in current_votes(connection)}
+        votes = current_votes(connection)
+    answered = {(vote.group_id, min(vote.left, vote.right), max(vote.left, vote.right)) for vote in votes}
     pool = data
     if answered:  # a restart: what was said on the page counts as what the data say
         pool = pool_of(list(export_groups(store, groups, slightly=rules.slightly)), predictions)
     if scores is not None:
         pool = with_scores(pool, scores)
-    order = priorities(pool, rules.strategy, has_odds=(scores or predictions) is not None, answered=answered)
+    has_odds = scores is not None or predictions is not None
+    order = priorities(pool, rules.strategy, has_odds=has_odds, answered=answered)
     store.register(
         [Item(group_id=id, i=i, j=j, digest=digest(texts[id], i, j), priority=order[id, i, j]) for id, i, j in keys]
     )
