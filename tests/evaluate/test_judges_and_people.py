@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from dipole.errors import DataError
-from dipole.evaluate.agreement import human_ceiling, judge_agreement, people_of
+from dipole.evaluate.agreement import JudgeAgreement, human_ceiling, judge_agreement, people_of
 from dipole.evaluate.opinion import Opinion
 from dipole.group import Comparison, Completion, Group, Rating
 
@@ -139,3 +140,11 @@ def test_without_verdicts_and_without_people() -> None:
     assert (found.pairs, found.invalid) == (150, 150)
     with pytest.raises(DataError, match="nobody has judged"):
         people_of([Group(id="g", prompt="p", completions=(Completion(text="a"),))])
+
+
+def test_what_was_found_survives_its_file() -> None:
+    judge = judge_agreement(PEOPLE, "first", [Opinion(0.75, False)] * 300)
+    ceiling = human_ceiling(PEOPLE)
+    assert ceiling is not None
+    for found in (judge, ceiling):
+        assert JudgeAgreement.from_json(json.loads(json.dumps(found.to_json()))) == found

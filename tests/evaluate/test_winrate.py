@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +11,18 @@ from scipy import special
 
 from dipole.evaluate.opinion import Opinion, opinions
 from dipole.evaluate.stats import share
-from dipole.evaluate.winrate import Match, detectable, differences, length_controlled, matches_of, win_rates
+from dipole.evaluate.winrate import (
+    Match,
+    detectable,
+    difference_from_json,
+    difference_to_json,
+    differences,
+    length_controlled,
+    matches_of,
+    rate_from_json,
+    rate_to_json,
+    win_rates,
+)
 from dipole.feedback.judge import Pair
 from dipole.group import Comparison, Completion, Group, Judgment, Rating, plain
 
@@ -69,6 +81,14 @@ def test_a_judge_that_knows_the_better_one_finds_it_in_both_orders() -> None:
     assert (rate.rate.value, rate.consistent.value, rate.ties, rate.invalid) == (1.0, 1.0, 0, 0)
     (flipped,) = win_rates(matches_of(Says(lambda a, b: float(a != "good")), groups(40), method="x", temperature=0.0))
     assert (flipped.rate.value, flipped.consistent.value) == (0.0, 1.0)
+
+
+def test_a_judge_that_flips_is_consistent_and_wrong() -> None:
+    (rate,) = win_rates(matches_of(Says(lambda a, b: float(len(a) > len(b))), groups(30), method="m", temperature=1.0))
+    assert rate.rate.value == 0.0, "the shorter one is the better one, and it says the longer"
+    assert rate.consistent.value == 1.0
+    assert rate.rate.high is not None
+    assert rate.rate.high < 0.2
 
 
 def test_a_random_judge_is_consistent_half_of_the_time_and_finds_no_winner() -> None:
@@ -143,3 +163,11 @@ def test_differences_are_paired_by_prompt_and_corrected() -> None:
     assert first.adjusted is not None
     assert first.test.p_value is not None
     assert first.test.p_value < first.adjusted < 0.01
+
+
+def test_rates_and_differences_survive_their_file() -> None:
+    matches = [a_match(float(n % 2), n, method) for n in range(8) for method in ("dpo", "sft")]
+    for rate in win_rates(matches, resamples=50):
+        assert rate_from_json(json.loads(json.dumps(rate_to_json(rate)))) == rate
+    for found in differences(matches):
+        assert difference_from_json(json.loads(json.dumps(difference_to_json(found)))) == found

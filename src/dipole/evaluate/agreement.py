@@ -110,6 +110,26 @@ class JudgeAgreement:
         """As ``agreement.json`` holds it."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> JudgeAgreement:
+        """The inverse of ``to_json``.
+
+        Raises:
+            DataError: an estimate of it is none.
+        """
+        single = {
+            name: Estimate.from_json(fields[name]) for name in ("majority", "consistent", "brier") if fields[name]
+        }
+        coefficients = {name: _coefficients_of(fields[name]) for name in ("without_ties", "with_ties")}
+        by_category = {name: Estimate.from_json(item) for name, item in fields["by_category"].items()}
+        bins = tuple(Bin(said=item["said"], found=Estimate.from_json(item["found"])) for item in fields["calibration"])
+        return cls(**{**fields, **single, **coefficients, "by_category": by_category, "calibration": bins})
+
+
+def _coefficients_of(fields: Mapping[str, Any]) -> Coefficients:
+    values = {name: Estimate.from_json(fields[name]) for name in ("raw", "kappa", "alpha")}
+    return Coefficients(**values, left_out=fields["left_out"])
+
 
 def people_of(groups: Sequence[Group]) -> People:
     """All judgments of these groups, as votes on pairs.

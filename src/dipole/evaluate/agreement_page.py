@@ -60,9 +60,21 @@ def write_agreement(people: People, rows: Sequence[JudgeAgreement], folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"pairs": len(people.pairs), "votes": len(people.vote), "rows": [row.to_json() for row in rows]}
     numbers = write_page(json.dumps(facts, indent=1) + "\n", folder / "agreement.json")
-    pictures = save_picture(partial(_draw, judges=[row for row in rows if row.calibration]), folder, "calibration")
+    pictures = save_calibration(rows, folder)
     page = write_page(_page(people, rows), folder / "agreement.md")
     return (numbers, page, *pictures)
+
+
+def save_calibration(rows: Sequence[JudgeAgreement], folder: Path) -> list[Path]:
+    """Writes calibration-light and calibration-dark, each as SVG and PNG, of the judges that give probabilities."""
+    return save_picture(partial(_draw, judges=[row for row in rows if row.calibration]), folder, "calibration")
+
+
+def category_table(rows: Sequence[JudgeAgreement]) -> list[str]:
+    """The lines of a table: how often each judge sides with most people, by category; none without categories."""
+    categories = sorted({name for row in rows for name in row.by_category})
+    body = [[row.judge, *(shown(row.by_category[name]) for name in categories)] for row in rows]
+    return markdown_table(["judge", *categories], body) if categories else []
 
 
 def table_row(row: JudgeAgreement) -> list[str]:
@@ -82,11 +94,14 @@ def table_row(row: JudgeAgreement) -> list[str]:
 
 def shown(estimate: Estimate) -> str:
     """A number with its interval."""
-    if estimate.value is None:
+    value, low, high = (number if number is None else round(number, 2) + 0.0 for number in _three(estimate))
+    if value is None:
         return "–"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _three(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
+    return estimate.value, estimate.low, estimate.high
 
 
 def _page(people: People, rows: Sequence[JudgeAgreement]) -> str:
@@ -102,9 +117,8 @@ def _page(people: People, rows: Sequence[JudgeAgreement]) -> str:
         " is how people agree with each other: no judge can be expected above it. In brackets: 95 % intervals,"
         " clustered by prompt, or by group where all prompts are the same.",
     ]
-    if categories := sorted({name for row in rows for name in row.by_category}):
-        body = [[row.judge, *(shown(row.by_category[name]) for name in categories)] for row in rows]
-        lines += ["", "## With most people, by category", "", *markdown_table(["judge", *categories], body)]
+    if table := category_table(rows):
+        lines += ["", "## With most people, by category", "", *table]
     return "\n".join([*lines, "", "![Calibration](calibration-light.png)"]) + "\n"
 
 

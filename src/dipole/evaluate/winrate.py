@@ -9,7 +9,7 @@ Shapes: one match a row; a row is (win, length gap).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -231,6 +231,34 @@ def rate_to_json(rate: WinRate) -> dict[str, Any]:
     names = ("rate", "at_equal_length", "consistent", "length", "other_length")
     plain_fields = {name: getattr(rate, name) for name in ("method", "temperature", "detectable", "ties", "invalid")}
     return plain_fields | {name: getattr(rate, name).to_json() for name in names}
+
+
+def rate_from_json(fields: Mapping[str, Any]) -> WinRate:
+    """The inverse of ``rate_to_json``.
+
+    Raises:
+        DataError: an estimate of it is none.
+    """
+    names = ("rate", "at_equal_length", "consistent", "length", "other_length")
+    return WinRate(**{**fields, **{name: Estimate.from_json(fields[name]) for name in names}})
+
+
+def difference_from_json(fields: Mapping[str, Any]) -> Difference:
+    """The inverse of ``difference_to_json``.
+
+    Raises:
+        DataError: its estimate is none.
+    """
+    difference = Estimate.from_json(fields["difference"])
+    return Difference(
+        first=fields["first"],
+        second=fields["second"],
+        temperature=fields["temperature"],
+        difference=difference,
+        test=PairedTest(fields["p_value"], difference.n, fields["test"]),
+        adjusted=fields["adjusted"],
+        detectable=fields["detectable"],
+    )
 
 
 def difference_to_json(found: Difference) -> dict[str, Any]:

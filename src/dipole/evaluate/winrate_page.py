@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dipole.evaluate.page import markdown_table, write_page
@@ -41,6 +41,17 @@ def write_win_rates(
     return (numbers, page, *pictures)
 
 
+def rate_table(rates: Iterable[WinRate]) -> list[str]:
+    """The lines of a table in Markdown."""
+    return markdown_table(COLUMNS, [rate_row(rate) for rate in rates])
+
+
+def difference_table(differences: Iterable[Difference]) -> list[str]:
+    """The lines of a table in Markdown."""
+    columns = ("first", "second", "temperature", "first − second", "n", "p", "p, corrected (Holm)", "finds")
+    return markdown_table(columns, [_difference_row(item) for item in differences])
+
+
 def rate_row(rate: WinRate) -> list[str]:
     """A row under ``COLUMNS``."""
     return [
@@ -68,7 +79,7 @@ def percent(estimate: Estimate) -> str:
 def _page(rates: Sequence[WinRate], differences: Sequence[Difference], opponent: str, judge: str, drawn: bool) -> str:
     lines = [f"# Win rate against {opponent}", "", f"Judge: {judge}, in both orders. Ties count half.", ""]
     lines += ["![Win rate against temperature](winrate-light.png)", ""] if drawn else []
-    lines += markdown_table(COLUMNS, [rate_row(rate) for rate in rates])
+    lines += rate_table(rates)
     lines += [
         "",
         "In brackets: 95 % intervals, clustered by prompt. *At equal length*: by a logistic model of the difference in"
@@ -76,9 +87,7 @@ def _page(rates: Sequence[WinRate], differences: Sequence[Difference], opponent:
         " and spread would find with 80 % power.",
     ]
     if differences:
-        lines += ["", "## Differences, prompt by prompt", ""]
-        columns = ("first", "second", "temperature", "first − second", "n", "p", "p, corrected (Holm)", "finds")
-        lines += markdown_table(columns, [_difference_row(item) for item in differences])
+        lines += ["", "## Differences, prompt by prompt", "", *difference_table(differences)]
     return "\n".join(lines) + "\n"
 
 
