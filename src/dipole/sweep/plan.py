@@ -163,7 +163,7 @@ PRESETS: dict[str, Sizes] = {
                 "sft": (),
                 "unlikelihood": (0.5,),
             },
-            targets=(3.0, 9.0),
+            targets=(3.0,),
         ),
         imitated=960,
         imitated_per_step=32,

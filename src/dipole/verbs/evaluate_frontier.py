@@ -16,7 +16,7 @@ class FrontierOptions:
     output: str
     """The folder for points, table, figures and page. The same command goes on where it was killed."""
     preset: Literal["quick", "full"] = "quick"
-    """``quick`` shows in minutes that everything works; ``full`` is the real sweep, two hours on two slow cores."""
+    """``quick`` shows in minutes that everything works; ``full`` is the real sweep, over an hour of one slow core."""
     model: str | None = None
     """A local folder or a hub id; SmolLM2-135M-Instruct by default, which is fetched once (100 MB)."""
     texts: str | None = None
