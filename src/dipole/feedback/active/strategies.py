@@ -164,7 +164,8 @@ def diverse(differences: Any, labelled: Ints | None = None, *, limit: int | None
 
 
 def _apart(evidence: Evidence, limit: int) -> Floats:
-    points, known = evidence.differences, None
+    points: Any = evidence.differences
+    known: Ints | None = None
     if evidence.labelled is not None and evidence.labelled.shape[0]:
         from scipy import sparse
 
