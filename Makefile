@@ -39,7 +39,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "Running the tests; this takes some minutes."
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile --max-worker-restart 0
 
 faults: $(READY)
 	@FAULTS=long $(BIN)/python -m pytest --timeout 3000 tests/faults tests/feedback/test_studio_kills.py
