@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 import sqlite3
 from html.parser import HTMLParser
 from pathlib import Path
@@ -389,6 +390,7 @@ def test_a_port_is_open_on_this_machine_alone() -> None:
     assert place.hosts == {f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"}
     with pytest.raises(ConfigError, match="give another --port"):
         listen("127.0.0.1", port)
+    assert place.listener.proto == socket.IPPROTO_TCP  # or asyncio lets the end of every reply wait for the browser
     place.listener.close()
 
 

@@ -152,7 +152,10 @@ def listen(host: str, port: int, known_as: Sequence[str] = (), *, has_people: bo
             where=f"--host {host}",
             remedy="Name them, as in --people 'Anna,Ben'",
         )
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # With the protocol named, asyncio sends what it has at once (TCP_NODELAY); otherwise the second part of every reply
+    # waits 40 ms for the browser to acknowledge the first.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
