@@ -17,13 +17,16 @@ CASES = {
 
 
 def rows() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Each measured case: its name with the token budget, the file's facts, its results."""
+    """Each measured case: its name with token budget and scale of lengths, the file's facts, its results."""
     found = []
     for path in sorted(RESULTS.glob("vs_trl-*.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
         budget = re.search(r"--budget (\d+)", facts["command"])
+        scale = re.search(r"--scale ([\d.]+)", facts["command"])
+        scaled = "" if scale and scale[1] == "1" else f", lengths times {scale[1] if scale else 0.25}"
         for case, result in facts["results"].items():
-            found.append((f"{CASES.get(case, case)}, {budget[1] if budget else 4096} tokens at a time", facts, result))
+            name = f"{CASES.get(case, case)}, {budget[1] if budget else 4096} tokens at a time{scaled}"
+            found.append((name, facts, result))
     return found
 
 
@@ -37,8 +40,10 @@ def versus() -> str:
         sides = [
             f"{side['seconds'][0]:.1f} s, {side['peak_gb'][0]:.1f} GB" for side in (result["dipole"], result["trl"])
         ]
-        faster, memory = result["times_faster"][0], result["memory_ratio"][0]
-        lines.append(f"| {name} | **{faster:.1f}** | {memory:.2f} | {' | '.join(sides)} | {result['repeats']} |")
+        (faster, low, high), memory = result["times_faster"], result["memory_ratio"][0]
+        spread = f" ({low:.1f}–{high:.1f})" if result["repeats"] > 1 else ""
+        cells = [name, f"**{faster:.1f}**{spread}", f"{memory:.2f}", *sides, str(result["repeats"])]
+        lines.append(f"| {' | '.join(cells)} |")
     facts = rows()[0][1]
     commands = dict.fromkeys(f"`{row[1]['command']}`" for row in rows())
     return "\n".join([*lines, "", f"{facts['model']}, float32, {facts['machine']}; {', '.join(commands)}."])
