@@ -46,21 +46,24 @@ class Case:
         return self.groups * math.comb(self.completions, 2)
 
 
+# On a CPU, TRL is faster with one pair at a time ("-one") than with four, and takes less memory.
 CASES: dict[str, Case] = {
     "pairs-full": Case(),
     "pairs-lora": Case(lora=True),
     "groups-full": Case(groups=2, completions=4),
     "groups-lora": Case(groups=2, completions=4, lora=True),
-    "one-pair-at-a-time": Case(trl_rows=1),
-    "long-answers": Case(prompt=30, completion=260),
-    "long-prompts": Case(prompt=400, completion=40),
-    "pairs-full-cached": Case(cached=True),
-    "pairs-lora-cached": Case(cached=True, lora=True),
+    "pairs-full-one": Case(trl_rows=1),
+    "pairs-lora-one": Case(trl_rows=1, lora=True),
+    "groups-full-one": Case(trl_rows=1, groups=2, completions=4),
+    "long-answers-one": Case(trl_rows=1, prompt=30, completion=260),
+    "long-prompts-one": Case(trl_rows=1, prompt=400, completion=40),
+    "pairs-full-cached-one": Case(trl_rows=1, cached=True),
+    "pairs-lora-cached-one": Case(trl_rows=1, cached=True, lora=True),
     "gpu-1k": Case(groups=32, prompt=600, completion=400, device="cuda", trl_rows=32),
     "gpu-4k": Case(groups=16, prompt=2400, completion=1600, device="cuda", trl_rows=16),
     "gpu-8k": Case(groups=8, prompt=4800, completion=3200, device="cuda", trl_rows=8),
 }
-MAIN = ("pairs-full", "groups-full", "pairs-lora")
+MAIN = ("pairs-full-one", "groups-full-one", "pairs-lora-one")
 
 
 @dataclass(frozen=True, slots=True)
