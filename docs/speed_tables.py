@@ -65,14 +65,15 @@ def versus(shown: list[Row]) -> str:
 def shares() -> str:
     """How near the machine's matrix rate both come, and what an engine that reached it would be beside TRL."""
     lines = [
-        "| one optimizer step | matrix rate | Dipole's share of it | TRL's | times faster at the whole rate |",
+        "| one optimizer step (tokens, TRL's pairs at a time) | matrix rate | Dipole's share of it | TRL's"
+        " | times faster at the whole rate |",
         "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {result['matrix_gflops']:.0f} GFLOP/s | {result['dipole']['share_of_matrix_rate'][0]:.0%}"
-        f" | {(theirs := result['trl']['share_of_matrix_rate'][0]):.0%} | {1 / theirs:.1f} |"
-        for name, _, result in rows()
-    ]
+    for name, _, result in rows():
+        ours, theirs = (result[side]["share_of_matrix_rate"][0] for side in ("dipole", "trl"))
+        cells = [f"{name} ({', '.join(result['at_once'])})", f"{result['matrix_gflops']:.0f} GFLOP/s"]
+        cells += [f"{ours:.0%}", f"{theirs:.0%}", f"{1 / theirs:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -107,7 +108,8 @@ def fill(page: Path, name: str, table: str) -> None:
 def main() -> None:
     """Writes the pages anew."""
     fill(HERE.parent / "README.md", "versus", versus(main_rows()))
-    for name, table in (("versus", versus(rows())), ("shares", shares()), ("profile", profile()), ("tokens", by_tokens())):
+    tables = {"versus": versus(rows()), "shares": shares(), "profile": profile(), "tokens": by_tokens()}
+    for name, table in tables.items():
         fill(HERE / "speed.md", name, table)
 
 
