@@ -34,13 +34,9 @@ def parquet_rows(path: Path) -> Iterator[Row | DataError]:
                 for values in batch.to_pylist():
                     number += 1
                     yield _arrow_row(values, f"{path}:row {number}", f"{path.name}:{number}")
-    except (
-        pyarrow.ArrowException,
-        ValueError,
-        OverflowError,
-        OSError,
-    ) as error:  # text or dates that Python can't hold
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, not the file's
+    # ValueError and OverflowError: text or dates that Python can't hold; an OSError with a number is the system's.
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(
             f"isn't Parquet, or is damaged ({str(error).splitlines()[0]})",
